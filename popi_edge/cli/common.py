@@ -1,0 +1,74 @@
+"""What every command shares: ``--home`` and ``--json``, output to stdout, progress to stderr, one-line errors."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from popi_edge.config import Settings, load, make_home
+
+if TYPE_CHECKING:
+    from popi_edge.store import Store
+
+
+@dataclass(frozen=True)
+class App:
+    """Handed to every command as its first argument."""
+
+    settings: Settings
+    json: bool
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """The store under ``--home``, closed on leaving."""
+        from popi_edge.store import Store
+
+        make_home(self.settings.home)
+        store = Store.open(self.settings.database)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def emit(self, data: Any, human: str | Callable[[], str]) -> None:
+        """Print the result: JSON under ``--json``, else the text for people."""
+        if self.json:
+            click.echo(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+        else:
+            text = human if isinstance(human, str) else human()
+            if text:
+                click.echo(text)
+
+    def note(self, text: str) -> None:
+        """A line of progress, to stderr."""
+        click.echo(text, err=True)
+
+
+def progress(length: int | None, label: str) -> Any:
+    """A click progress bar on stderr (silent when stderr is not a terminal)."""
+    return click.progressbar(length=length, label=label, file=sys.stderr)
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--home`` and ``--json`` and hand it an App."""
+
+    @click.option("--home", type=click.Path(path_type=Path), help="The data folder (default: POPI_HOME or the platform's).")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @functools.wraps(function)
+    def command(*args: Any, home: Path | None, as_json: bool, **options: Any) -> Any:
+        return function(App(load(home), as_json), *args, **options)
+
+    return command
+
+
+def user_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--user NAME`` (default: me)."""
+    return click.option("--user", default="me", show_default=True, help="Whose signals and summary.")(function)

@@ -1,0 +1,89 @@
+"""One frozen settings object. A flag wins over the environment, that over ``config.toml``, that over a default."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from popi_edge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are and which engine runs. ``threads`` None lets the engine choose."""
+
+    home: Path
+    engine: str = "onnx"
+    model: str = "smollm2-135m"
+    threads: int | None = None
+    closed_vocabulary: bool = True
+
+    @property
+    def database(self) -> Path:
+        return self.home / "popi.db"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+
+def default_home() -> Path:
+    """``POPI_HOME``, else the platform's folder for user data."""
+    if os.environ.get("POPI_HOME"):
+        return Path(os.environ["POPI_HOME"]).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("popi-edge", appauthor=False))
+
+
+def _convert(name: str, value: Any, where: str) -> Any:
+    if name == "threads":
+        text = str(value)
+        if not text.isdecimal() or not 1 <= int(text) <= 1024:
+            raise ConfigError(f"{where}: threads is {value!r}; it must be a whole number from 1 to 1024")
+        return int(text)
+    if name == "closed_vocabulary":
+        if str(value).lower() not in ("true", "false", "1", "0"):
+            raise ConfigError(f"{where}: closed_vocabulary is {value!r}; it must be true or false")
+        return str(value).lower() in ("true", "1")
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where}: {name} must be text")
+    if name == "engine" and value not in ("onnx", "llama_cpp"):
+        raise ConfigError(f"{where}: engine is {value!r}; it must be onnx or llama_cpp")
+    return value
+
+
+def load(home: str | Path | None = None, **flags: Any) -> Settings:
+    """The settings in force. Raises ConfigError, naming the file or variable at fault."""
+    place = Path(home).expanduser() if home else default_home()
+    names = {f.name for f in fields(Settings)} - {"home"}
+    chosen: dict[str, Any] = {}
+    path = place / "config.toml"
+    if path.is_file():
+        try:
+            table: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+            raise ConfigError(f"{path}: {e}") from None
+        for key, value in table.items():
+            if key not in names:
+                raise ConfigError(f"{path}: unknown setting {key!r} (known: {', '.join(sorted(names))})")
+            chosen[key] = _convert(key, value, str(path))
+    for name in names:
+        variable = f"POPI_{name.upper()}"
+        if os.environ.get(variable):
+            chosen[name] = _convert(name, os.environ[variable], variable)
+    chosen |= {k: _convert(k, v, f"--{k}") for k, v in flags.items() if v is not None}
+    return Settings(home=place, **chosen)
+
+
+def make_home(home: Path) -> Path:
+    """Create the data folder for its owner alone (0700). Raises ConfigError."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise ConfigError(f"cannot make the data folder {home}: {e.strerror}") from None
+    return home

@@ -1,0 +1,267 @@
+"""The engine Protocol, and what every engine shares: lanes, prefix reuse, sampling under a mask, scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popi_edge.errors import ConfigError, EngineError
+from popi_edge.models.tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+class Constraint(Protocol):
+    """What may be decoded next: an automaton over tokens. States are opaque and hashable."""
+
+    def start(self) -> Any:
+        """The state before the first token."""
+
+    def allowed(self, state: Any, remaining: int) -> Ids:
+        """Ids that may follow, so that the text can still end within ``remaining`` tokens; shape [n], n ≥ 1."""
+
+    def advance(self, state: Any, token: int) -> Any:
+        """The state after ``token`` (one of the allowed ids)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of one completion (nats): ``total`` is the sum of ``tokens``; tokens has shape [n]."""
+
+    total: float
+    tokens: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated: ``ids`` without the end token, and whether it ended by itself."""
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs one base model, with at most one adapter active in a call.
+
+    ``adapter`` is a name given when the engine was opened, or None for the untouched base. Prompts are token
+    ids made by ``popi_edge.models.tokenizer``, so that both engines see exactly the same tokens.
+    """
+
+    name: str
+    context_length: int
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def count(self, text: str) -> int:
+        """Tokens in plain text (control tokens in it stay text)."""
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[int] = (),
+        adapter: str | None = None,
+    ) -> Iterator[int]:
+        """Yield token ids until an end or ``stop`` token (not yielded) or ``max_tokens``. 0 is greedy."""
+
+    def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
+        """``stream``, collected."""
+
+    def score(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+    ) -> list[Score]:
+        """log p(completion | prompt) of each completion, all of its tokens."""
+
+    def save_prefix(self, path: Path, *, adapter: str | None = None) -> None:
+        """Write the lane's cached prefix (its tokens and keys/values) atomically."""
+
+    def load_prefix(self, path: Path, *, adapter: str | None = None) -> int:
+        """Restore a saved prefix; returns its length in tokens. A prefix of another model or adapter is refused."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Lane:
+    """One adapter's own key/value cache, and the tokens that are in it."""
+
+    adapter: str | None
+    tokens: list[int] = field(default_factory=list)
+    state: Any = None
+
+
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n
+
+
+def log_softmax_at(logits: Floats, targets: Sequence[int]) -> list[float]:
+    """log softmax(logits)[i, targets[i]] in float64; logits [n, V], targets [n] → n floats (nats)."""
+    out = []
+    for row, t in zip(logits, targets, strict=True):
+        x = row.astype(np.float64)
+        top = x.max()
+        out.append(float(x[t] - top - math.log(np.exp(x - top).sum())))
+    return out
+
+
+def sample(logits: Floats, ids: Ids | None, temperature: float, rng: np.random.Generator) -> int:
+    """One id from logits [V], restricted to ``ids`` (masked and renormalised); temperature 0 is the argmax."""
+    x = logits if ids is None else logits[ids]
+    if temperature <= 0:
+        pick = int(np.argmax(x))
+    else:
+        z = (x.astype(np.float64) - float(x.max())) / temperature
+        p = np.exp(z)
+        pick = int(rng.choice(len(p), p=p / p.sum()))
+    return pick if ids is None else int(ids[pick])
+
+
+class BaseEngine:
+    """Lanes, prefix reuse, sampling and scoring on top of four primitives that a subclass gives."""
+
+    name = "base"
+    context_length: int
+    tokenizer: Tokenizer
+    identity: str
+
+    def __init__(self, adapters: Mapping[str, Path]) -> None:
+        self._adapters = dict(adapters)
+        self._lanes: dict[str | None, Lane] = {}
+
+    # primitives ---------------------------------------------------------------------------------------------
+    def _open_lane(self, lane: Lane) -> None:
+        raise NotImplementedError
+
+    def _truncate(self, lane: Lane, length: int) -> None:
+        raise NotImplementedError
+
+    def _eval(self, lane: Lane, ids: Sequence[int], last: int) -> Floats:
+        """Append ids to the lane; logits of the last ``last`` positions, shape [last, V]."""
+        raise NotImplementedError
+
+    # shared -------------------------------------------------------------------------------------------------
+    def count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def lane(self, adapter: str | None) -> Lane:
+        if adapter is not None and adapter not in self._adapters:
+            raise EngineError(f"no adapter named {adapter!r} is loaded")
+        if adapter not in self._lanes:
+            lane = Lane(adapter)
+            self._open_lane(lane)
+            self._lanes[adapter] = lane
+        return self._lanes[adapter]
+
+    def _feed(self, lane: Lane, ids: Sequence[int], last: int) -> Floats:
+        """Make the lane hold exactly ``ids``; logits of the last ``last`` positions."""
+        if not ids:
+            raise EngineError("an empty prompt")
+        if len(ids) > self.context_length:
+            raise EngineError(f"{len(ids)} tokens do not fit the context of {self.context_length}")
+        keep = min(common_prefix(lane.tokens, ids), len(ids) - last)
+        if keep < len(lane.tokens):
+            self._truncate(lane, keep)
+            del lane.tokens[keep:]
+        fresh = list(ids[keep:])
+        try:
+            logits = self._eval(lane, fresh, last)
+        except BaseException:  # also a KeyboardInterrupt: what the cache holds is unknown now
+            self._truncate(lane, 0)
+            lane.tokens.clear()
+            raise
+        lane.tokens.extend(fresh)
+        return logits
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[int] = (),
+        adapter: str | None = None,
+    ) -> Iterator[int]:
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
+        lane = self.lane(adapter)
+        ends = {*self.tokenizer.eos_ids, *stop}
+        rng = np.random.default_rng(seed)
+        room = min(max_tokens, self.context_length - len(prompt))
+        if room < 1:
+            raise EngineError(f"the prompt of {len(prompt)} tokens leaves no room in {self.context_length}")
+        state = constraint.start() if constraint is not None else None
+        ids = list(prompt)
+        logits = self._feed(lane, ids, 1)[0]
+        for left in range(room, 0, -1):
+            allowed = constraint.allowed(state, left) if constraint is not None else None
+            token = sample(logits, allowed, temperature, rng)
+            if token in ends:
+                return
+            yield token
+            if constraint is not None:
+                state = constraint.advance(state, token)
+            ids.append(token)
+            if left == 1:
+                return
+            logits = self._feed(lane, ids, 1)[0]
+
+    def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
+        ids: list[int] = []
+        room = options["max_tokens"]
+        for token in self.stream(prompt, **options):
+            ids.append(token)
+        return Completion(text=self.tokenizer.decode(ids), ids=tuple(ids), finished=len(ids) < room)
+
+    def score(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+    ) -> list[Score]:
+        lane = self.lane(adapter)
+        out = []
+        for completion in completions:
+            if not completion:
+                raise EngineError("an empty completion has no score")
+            ids = [*prompt, *completion[:-1]]
+            logits = self._feed(lane, ids, len(completion))
+            tokens = tuple(log_softmax_at(logits, completion))
+            out.append(Score(total=math.fsum(tokens), tokens=tokens))
+        return out
+
+
+
+
+def open_engine(
+    name: str, model: Path, *, adapters: Mapping[str, Path] | None = None, threads: int | None = None
+) -> Engine:
+    """Open engine ``onnx`` or ``llama_cpp`` on a GGUF file. Raises EngineError, ModelError."""
+    if name == "onnx":
+        from popi_edge.engines.onnx import OnnxEngine
+
+        return OnnxEngine(model, adapters=adapters or {}, threads=threads)
+    if name == "llama_cpp":
+        from popi_edge.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(model, adapters=adapters or {}, threads=threads)
+    raise EngineError(f"there is no engine {name!r}; choose onnx or llama_cpp")
