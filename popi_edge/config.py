@@ -1,4 +1,4 @@
-"""One frozen settings object. A flag wins over the environment, that over ``config.toml``, that over a default."""
+"""One frozen settings object: a flag wins over the environment, that over ``config.toml``, then a default."""
 
 from __future__ import annotations
 
@@ -59,19 +59,23 @@ def _convert(name: str, value: Any, where: str) -> Any:
 
 def load(home: str | Path | None = None, **flags: Any) -> Settings:
     """The settings in force. Raises ConfigError, naming the file or variable at fault."""
-    place = Path(home).expanduser() if home else default_home()
+    try:
+        place = Path(home).expanduser() if home else default_home()
+    except RuntimeError as e:  # ~somebody who is not there
+        raise ConfigError(f"the data folder: {e}") from None
     names = {f.name for f in fields(Settings)} - {"home"}
     chosen: dict[str, Any] = {}
     path = place / "config.toml"
-    if path.is_file():
-        try:
-            table: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
-            raise ConfigError(f"{path}: {e}") from None
-        for key, value in table.items():
-            if key not in names:
-                raise ConfigError(f"{path}: unknown setting {key!r} (known: {', '.join(sorted(names))})")
-            chosen[key] = _convert(key, value, str(path))
+    try:  # also looking can fail: a folder that may not be entered
+        table: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ConfigError(f"{path}: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    for key, value in table.items():
+        if key not in names:
+            raise ConfigError(f"{path}: unknown setting {key!r} (known: {', '.join(sorted(names))})")
+        chosen[key] = _convert(key, value, str(path))
     for name in names:
         variable = f"POPI_{name.upper()}"
         if os.environ.get(variable):
@@ -86,4 +90,6 @@ def make_home(home: Path) -> Path:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as e:
         raise ConfigError(f"cannot make the data folder {home}: {e.strerror}") from None
+    except ValueError as e:  # a NUL inside the path
+        raise ConfigError(f"cannot make the data folder {str(home)!r}: {e}") from None
     return home

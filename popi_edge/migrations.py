@@ -81,12 +81,14 @@ def migrate(conn: sqlite3.Connection, where: str) -> None:
     Raises StoreError when the database was made by a newer popi-edge; it is then left as it is.
     """
     if version(conn) > LATEST:
-        raise StoreError(f"{where} was written by a newer popi-edge (schema {version(conn)} > {LATEST}); upgrade")
+        found = version(conn)
+        raise StoreError(f"{where} was written by a newer popi-edge (schema {found} > {LATEST}); upgrade")
     if version(conn) == LATEST:
         return
     conn.execute("BEGIN IMMEDIATE")
     try:
-        conn.execute("CREATE TABLE IF NOT EXISTS _migrations (number INTEGER PRIMARY KEY, name TEXT, at TEXT)")
+        columns = "number INTEGER PRIMARY KEY, name TEXT, at TEXT"
+        conn.execute(f"CREATE TABLE IF NOT EXISTS _migrations ({columns})")
         done = version(conn)  # another process may have migrated while we waited for the lock
         for number, name, sql in MIGRATIONS:
             if number <= done:
@@ -96,5 +98,6 @@ def migrate(conn: sqlite3.Connection, where: str) -> None:
             conn.execute("INSERT INTO _migrations VALUES (?, ?, datetime('now'))", (number, name))
         conn.execute("COMMIT")
     except BaseException:
-        conn.execute("ROLLBACK")
+        if conn.in_transaction:  # a full disk may have rolled it back already
+            conn.execute("ROLLBACK")
         raise

@@ -26,7 +26,8 @@ Turn = tuple[str, str]
 @functools.cache
 def spec() -> Mapping[str, Any]:
     """The contract's data."""
-    data: Mapping[str, Any] = json.loads(files("popi_edge.spec").joinpath(f"prompt_v{CONTRACT}.json").read_text("utf-8"))
+    path = files("popi_edge.spec").joinpath(f"prompt_v{CONTRACT}.json")
+    data: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
     return data
 
 

@@ -1,7 +1,8 @@
 """The seven kinds of signal: what a person chose, rated, edited, said, posted, discussed, or is.
 
 Each is a frozen dataclass with the same four common fields (``id``, ``at``, ``source``, ``user``) and its own
-texts. ``to_json``/``from_json`` are inverse to each other; ``from_json`` is strict and names the field at fault.
+texts. ``to_json`` and ``from_json`` are inverse to each other; ``from_json`` is strict and names the field at
+fault.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,11 +43,20 @@ def _text(value: Any, name: str, limit: int = MAX_TEXT, *, empty: bool = False) 
         raise SignalError(f"{name} is empty", field=name)
     if len(value) > limit:
         raise SignalError(f"{name} has {len(value):,} characters; the limit is {limit:,}", field=name)
+    if "\0" in value:  # engines and tools written in C would stop reading there
+        raise SignalError(f"{name} contains a NUL character", field=name)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise SignalError(f"{name} is not valid Unicode (a lone surrogate)", field=name) from None
     return value
+
+
+def check_name(value: Any, name: str) -> str:
+    """``value`` if it can be an id, source or user: one line of 1 to 200 characters. Raises SignalError."""
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in _text(value, name, MAX_NAME)):
+        raise SignalError(f"{name} contains a line break or another control character", field=name)
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +70,17 @@ class _Common:
 
     def __post_init__(self) -> None:
         for name in ("id", "source", "user"):
-            _text(getattr(self, name), name, MAX_NAME)
+            check_name(getattr(self, name), name)
         _text(self.at, "at", 64)
         try:
             at = datetime.fromisoformat(self.at)
-        except ValueError:
+            if at.tzinfo is None:
+                raise SignalError(f"at has no time zone: {self.at[:40]!r}", field="at")
+            utc = at.astimezone(UTC)  # overflows at both ends of the calendar
+        except (ValueError, OverflowError):
             raise SignalError(f"at is not an RFC 3339 time: {self.at[:40]!r}", field="at") from None
-        if at.tzinfo is None:
-            raise SignalError(f"at has no time zone: {self.at[:40]!r}", field="at")
-        utc = at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        object.__setattr__(self, "at", utc)
+        text = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        object.__setattr__(self, "at", text)
 
     def _check(self, *names: str) -> None:
         for name in names:
@@ -82,7 +93,8 @@ class _Common:
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of kind and content: the same for a duplicate, whoever sent it and when."""
-        blob = json.dumps([self.kind, self.content()], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        value = [self.kind, self.content()]
+        blob = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(blob.encode()).hexdigest()
 
     def texts(self) -> list[str]:
@@ -117,11 +129,11 @@ class Rating(_Common):
         super().__post_init__()
         self._check("prompt", "response")
         score = self.score
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
             raise SignalError("score must be a number between 0 and 1", field="score")
-        if not 0 <= score <= 1:
-            raise SignalError(f"score is {score:g}; it must lie between 0 and 1", field="score")
-        object.__setattr__(self, "score", float(score))
+        if not 0 <= score <= 1:  # also NaN, and whole numbers too large for a float
+            raise SignalError("score must lie between 0 and 1", field="score")
+        object.__setattr__(self, "score", float(score) + 0.0)  # -0.0 and 0.0 are the same rating
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,8 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise SignalError(f"messages: role {self.role!r:.40} is not one of {', '.join(ROLES)}", field="messages")
+            known = ", ".join(ROLES)
+            raise SignalError(f"messages: role {self.role!r:.40} is not one of {known}", field="messages")
         _text(self.content, "messages", empty=True)
 
 
@@ -228,8 +241,8 @@ def _message(value: Any) -> Message:
 
 def to_json(signal: Signal) -> dict[str, Any]:
     """The signal as one JSON object: ``kind``, the common fields, then its own."""
-    head = {"kind": signal.kind, "id": signal.id, "at": signal.at, "source": signal.source, "user": signal.user}
-    return head | signal.content()
+    head = {"kind": signal.kind, "id": signal.id, "at": signal.at}
+    return head | {"source": signal.source, "user": signal.user} | signal.content()
 
 
 def from_json(value: Any, **defaults: Any) -> Signal:

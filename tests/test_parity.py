@@ -96,10 +96,10 @@ def dequantized(path: Path) -> Any:
 
 
 PROSE = (
-    "The garden was quiet in the early morning. She had planted beans along the fence, and a row of lettuce that the "
-    "snails had found before anyone else. If you want to keep them out, she said, you have to get up earlier than they "
-    "do, which is not hard, because a snail is never in a hurry. There are other ways, of course: copper tape, a ring of "
-    "ash, a hungry duck. None of them works as well as a torch and a bucket, and none of them is as dull. "
+    "The garden was quiet in the early morning. She had planted beans along the fence, and a row of lettuce that "
+    "the snails had found before anyone else. If you want to keep them out, she said, you have to get up earlier "
+    "than they do, which is not hard, because a snail is never in a hurry. There are other ways, of course: copper "
+    "tape, a ring of ash, a hungry duck. None of them works as well as a torch and a bucket, and none is as dull. "
 )
 
 

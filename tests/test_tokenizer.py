@@ -15,10 +15,12 @@ from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 
 PIECES = [
-    "the", " The", "don't", "I'M", " we'll", "12", "3.14", "007", "\n", "\n\n", "\t", " ", "  ", "   ", "\r\n", "é", "ß",
-    "naïve", "日本", "語", "привет", "مرحبا", "😀", "👩‍👩‍👧", "🇫🇷", "\u200b", "\u00a0", "\u2003", "…", "—", "“", "”", "`", "```", "{", "}",
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<", "|", ">", "#", "##", "- ", "* ", "http://a.b/c?d=e&f", "a_b", "A1b2",
-    "\x00", "\x04", "\x1d", "\x7f", "\u0301", "\ufeff", "\U000f0000", "\U00100000", "ﬁ", "Ω", "½", "²", "٣", "’s", "'S", "'ve",
+    "the", " The", "don't", "I'M", " we'll", "12", "3.14", "007", "\n", "\n\n", "\t", " ", "  ", "   ", "\r\n",
+    "é", "ß", "naïve", "日本", "語", "привет", "مرحبا", "😀", "👩‍👩‍👧", "🇫🇷", "\u200b", "\u00a0",
+    "\u2003", "…", "—", "“", "”",
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<", "|", ">", "#", "##", "- ", "* ", "http://a.b/c?d=e&f",
+    "a_b", "A1b2", "\x00", "\x04", "\x1d", "\x7f", "\u0301", "\ufeff", "\U000f0000", "\U00100000", "ﬁ", "Ω", "½",
+    "²", "٣", "’s", "'S", "'ve", "`", "```", "{", "}",
 ]  # fmt: skip
 
 
@@ -27,9 +29,8 @@ def fuzzed(n: int, seed: int) -> list[str]:
     out = []
     for i in range(n):
         if i % 3 == 0:
-            chars = [chr(rng.choice([rng.randrange(0x20, 0x7F), rng.randrange(1, 0x3000), rng.randrange(0xE000, 0x20000)]))
-                     for _ in range(rng.randrange(1, 40))]  # fmt: skip
-            out.append("".join(chars))
+            ranges = ((0x20, 0x7F), (1, 0x3000), (0xE000, 0x20000))
+            out.append("".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 40))))
         else:
             out.append("".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 25))))
     return out

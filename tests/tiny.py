@@ -80,8 +80,10 @@ def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False) -
     return model
 
 
-def adapter(path: Path, config: Any, *, seed: int, rank: int = 4, scale: float = 0.3, alpha: float = 8.0, half: bool = True) -> Any:
-    """Write a random LoRA adapter on every linear layer; returns {module: (A, B)} as it is after rounding to f16."""
+def adapter(
+    path: Path, config: Any, *, seed: int, rank: int = 4, scale: float = 0.3, alpha: float = 8.0, half: bool = True
+) -> Any:
+    """Write a random LoRA adapter on every linear layer; returns {module: (A, B)}, rounded to f16."""
     rng = np.random.default_rng(seed)
     kv = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
     h, f = config.hidden_size, config.intermediate_size

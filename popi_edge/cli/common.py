@@ -60,7 +60,7 @@ def progress(length: int | None, label: str) -> Any:
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--home`` and ``--json`` and hand it an App."""
 
-    @click.option("--home", type=click.Path(path_type=Path), help="The data folder (default: POPI_HOME or the platform's).")
+    @click.option("--home", type=click.Path(path_type=Path), help="The data folder (or POPI_HOME).")
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
     @functools.wraps(function)
     def command(*args: Any, home: Path | None, as_json: bool, **options: Any) -> Any:

@@ -57,15 +57,15 @@ def list_(app: App, limit: int, user: str | None) -> None:
 
 
 @egress.command()
-@click.argument("id")
+@click.argument("record_id", metavar="ID")
 @common
-def show(app: App, id: str) -> None:
+def show(app: App, record_id: str) -> None:
     """Show one record: a request with its exact body, or an outcome. The start of an ID is enough."""
     from popi_edge.egress import EgressLog
 
     with app.store() as store:
         log = EgressLog(store)
-        record = log.get(id)
+        record = log.get(record_id)
         outcome = log.outcome_of(record.id) if record.type == "request" else None
     data = record.to_json() | ({"outcome": outcome.meta if outcome else None} if record.type == "request" else {})
     app.emit(data, lambda: _text(data))

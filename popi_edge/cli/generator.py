@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -59,6 +60,8 @@ def add(app: App, name: str, key_stdin: bool, max_tokens: int, **fields: Any) ->
     registry.add(app.settings.home, entry, key=_read_key() if key_stdin else None)
     if entry.url.startswith("http:") and entry.allow_http:
         app.note(f"popi: {entry.url} is plain http: everybody on the way can read what is sent")
+    if entry.key_env and not os.environ.get(entry.key_env):
+        app.note(f"popi: {entry.key_env} is not set now; it must be when {name} is used")
     data = _describe(entry)
     app.emit(data, f"added {_line(data)}")
 
@@ -85,7 +88,14 @@ def list_(app: App) -> None:
     """List the generators; 'local' is always there."""
     from popi_edge.generators import registry
 
-    local = {"name": "local", "url": None, "model": app.settings.model, "key": None, "remote": False, "trusted": True}
+    local = {
+        "name": "local",
+        "url": None,
+        "model": app.settings.model,
+        "key": None,
+        "remote": False,
+        "trusted": True,
+    }
     found = [local, *(_describe(e) for e in registry.load(app.settings.home).values())]
     app.emit(found, lambda: "\n".join(map(_line, found)))
 
@@ -106,7 +116,7 @@ def remove(app: App, name: str) -> None:
 @user_option
 @common
 def test(app: App, name: str, user: str) -> None:
-    """Send a generator one short fixed prompt, without any summary. It is in the egress log like everything sent."""
+    """Send a generator one short fixed prompt, without any summary; it goes into the egress log too."""
     from popi_edge.edge import Popi
     from popi_edge.generators.wire import clean
 

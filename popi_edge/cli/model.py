@@ -64,7 +64,8 @@ def pull(app: App, name: str, file: Path | None, url: str | None) -> None:
 def list_(app: App) -> None:
     """The bases popi-edge knows, and which of them are here."""
     rows = [facts(app, base) for base in BASES.values()]
-    app.emit(rows, lambda: "\n".join(f"{r['name']}  {'pulled' if r['pulled'] else 'not here'}  {r['from']}" for r in rows))
+    lines = [f"{r['name']}  {'pulled' if r['pulled'] else 'not here'}  {r['from']}" for r in rows]
+    app.emit(rows, "\n".join(lines))
 
 
 @model.command()

@@ -1,4 +1,4 @@
-"""The default engine: a llama GGUF on ONNX Runtime, without torch, without the ``onnx`` package, nothing requantized."""
+"""The default engine: a llama GGUF on ONNX Runtime, without torch or the ``onnx`` package, nothing requantized."""
 
 from __future__ import annotations
 

@@ -18,7 +18,12 @@ from popi_edge.models.gguf import Gguf, Tensor
 
 MS = "com.microsoft"
 Array = NDArray[np.generic]
-GROUPS = {"qkv": ("attn_q", "attn_k", "attn_v"), "o": ("attn_output",), "gu": ("ffn_gate", "ffn_up"), "down": ("ffn_down",)}
+GROUPS = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "o": ("attn_output",),
+    "gu": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,10 @@ class Shape:
         arch = gguf.need("general.architecture", str)
         if arch != "llama":
             raise ModelError(f"{gguf.path}: the onnx engine runs llama models, not {arch}; try the engine llama_cpp")
-        get = lambda key: int(gguf.need(f"llama.{key}", int))  # noqa: E731
+
+        def get(key: str) -> int:
+            return int(gguf.need(f"llama.{key}", int))
+
         heads, hidden = get("attention.head_count"), get("embedding_length")
         scaling = [k for k in gguf.fields if k.startswith("llama.rope.scaling") and gguf.fields[k] != "none"]
         if scaling:
@@ -94,7 +102,8 @@ def repack(tensor: Tensor) -> Quantized | NDArray[np.float32]:
         return Quantized(8, blocks[..., 2:] ^ 0x80, scale, None)
     nibbles = blocks[..., 2 if tensor.type == "Q4_0" else 4 :]
     low, high = nibbles & 15, nibbles >> 4  # elements 0..15 and 16..31; MatMulNBits wants neighbours in one byte
-    q = np.concatenate([low[..., 0::2] | low[..., 1::2] << 4, high[..., 0::2] | high[..., 1::2] << 4], axis=-1)
+    halves = [low[..., 0::2] | low[..., 1::2] << 4, high[..., 0::2] | high[..., 1::2] << 4]
+    q = np.concatenate(halves, axis=-1).astype(np.uint8)
     if tensor.type == "Q4_0":
         return Quantized(4, q, scale, None)
     return Quantized(4, q, scale, blocks[..., 2:4].copy().view("<f2").astype(np.float32)[..., 0] + 8 * scale)
@@ -210,7 +219,7 @@ class Builder:
                 norm = self._norm(f"blk.{i}.attn_norm.weight")
                 h, skip = self._skip_norm(skip, "down." + str(i - 1), norm, f"n.{i}")
             qkv = self.linear(i, "qkv", h, f"qkv.{i}")
-            kv = [1, s.kv_heads, "c", s.head_dim]
+            kv: list[int | str] = [1, s.kv_heads, "c", s.head_dim]
             past = [g.input(f"past.{i}.{p}", FLOAT, kv) for p in ("k", "v")]
             outs = [f"attn.{i}", f"present.{i}.k", f"present.{i}.v"]
             for name in outs[1:]:

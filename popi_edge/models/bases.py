@@ -18,7 +18,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Base:
-    """A base by name, exact size (bytes) and SHA-256, and the PyPI package whose wheel (of about ``wheel_size``) holds it."""
+    """A base by name, exact size (bytes) and SHA-256, and the PyPI package whose wheel (of ``wheel_size``) holds it."""
 
     name: str
     file: str

@@ -11,6 +11,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class Gguf:
             spans.append((start, length, name))
             out[name] = Tensor(name, kind, shape, whole[start : start + length])
         spans.sort()
-        for (a, n, _), (b, _, second) in zip(spans, spans[1:], strict=False):
+        for (a, n, _), (b, _, second) in pairwise(spans):
             if a + n > b:
                 raise cursor.fail(f"tensor {second!r:.80} overlaps another")
         return out

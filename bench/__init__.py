@@ -1,0 +1,6 @@
+"""Every figure the README quotes, each from one command: ``python -m bench.NAME [--json]``.
+
+startup.py         what ``import popi_edge`` costs over bare Python, against the limit of 100 ms
+engine.py          prefill, decode, memory of an engine against bare llama.cpp on the same tokens, in one run
+first_summary.py   cold process → first summary of 30 signals, against a bare llama.cpp process on the same tokens
+"""

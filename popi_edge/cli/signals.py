@@ -1,0 +1,133 @@
+"""``popi signals``: look at what is kept, take it along, or delete it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from popi_edge.cli.common import App, common, user_option
+from popi_edge.errors import ConfigError, StoreError
+from popi_edge.signals import KINDS, Signal, to_json
+
+WIDTH = 60
+LATER = "another program has the store open: overwriting what was deleted is put off until the next command"
+
+
+@click.group()
+def signals() -> None:
+    """Look at your signals, take them along, or delete them."""
+
+
+def one_line(text: str, width: int = WIDTH) -> str:
+    """The start of a text for a terminal: one line, and nothing in it that a terminal would obey."""
+    plain = "".join(c if c.isprintable() else " " for c in text[: width * 8])
+    short = " ".join(plain.split())
+    return short if len(short) <= width else short[: width - 1] + "…"
+
+
+def _row(signal: Signal) -> str:
+    return f"{signal.id}  {signal.kind:12}  {signal.at[:19]}Z  {one_line(' | '.join(signal.texts()))}"
+
+
+@signals.command("list")
+@common
+@user_option
+@click.option("--kind", "kinds", type=click.Choice(list(KINDS)), multiple=True, help="Only this (repeatable).")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many.")
+def list_(app: App, user: str, kinds: tuple[str, ...], limit: int | None) -> None:
+    """Your signals, in the order they came in."""
+    with app.store() as store:
+        found = store.signals(user, kinds=kinds or None, limit=limit, newest=limit is not None)
+    app.emit([to_json(s.signal) for s in found], lambda: "\n".join(_row(s.signal) for s in found))
+
+
+@signals.command()
+@common
+@click.argument("id")
+def show(app: App, id: str) -> None:
+    """One signal, whole."""
+    with app.store() as store:
+        value = to_json(store.get(id).signal)
+    app.emit(value, lambda: json.dumps(value, ensure_ascii=False, indent=1))
+
+
+@signals.command()
+@common
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def delete(app: App, ids: tuple[str, ...]) -> None:
+    """Delete signals, and the text of every summary made from them."""
+    with app.store() as store:
+        done = store.delete(ids)
+    if not done.scrubbed:
+        app.note(LATER)
+    human = f"deleted {done.signals} signals; erased {done.summaries} summaries made from them"
+    app.emit({"signals": done.signals, "summaries": done.summaries, "scrubbed": done.scrubbed}, human)
+
+
+@signals.command()
+@common
+@user_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(app: App, user: str, yes: bool) -> None:
+    """Delete everything about a user: signals and summaries."""
+    with app.store() as store:
+        if not yes:
+            question = f"Delete {store.count(user)} signals and all summaries of {one_line(user)!r} for good?"
+            try:
+                sure = click.confirm(question, err=True)
+            except click.Abort:  # nobody there to answer
+                sure = False
+            if not sure:
+                raise ConfigError("not confirmed: nothing was deleted (--yes does not ask)")
+        done = store.purge(user)
+    if not done.scrubbed:
+        app.note(LATER)
+    human = f"deleted {done.signals} signals and {done.summaries} summaries of {one_line(user)}"
+    app.emit({"signals": done.signals, "summaries": done.summaries, "scrubbed": done.scrubbed}, human)
+
+
+@signals.command()
+@common
+@user_option
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--force", is_flag=True, help="Overwrite FILE if it is there.")
+def export(app: App, user: str, file: Path | None, force: bool) -> None:
+    """Your signals as JSONL, to FILE or to stdout; ``popi import`` reads it back."""
+    with app.store() as store:
+        lines = (json.dumps(to_json(s.signal), ensure_ascii=False) + "\n" for s in store.each(user))
+        if file is None:
+            for line in lines:
+                click.echo(line, nl=False)
+            return
+        if os.path.lexists(file) and not force:
+            raise ConfigError(f"{file} is there already; --force overwrites it")
+        count = write_lines(file, lines)
+    app.emit({"file": str(file), "signals": count}, f"wrote {count} signals to {file}")
+
+
+def write_lines(file: Path, lines: Iterable[str]) -> int:
+    """Write a file whole or not at all, readable by its owner alone; how many lines. Raises StoreError."""
+    count, draft = 0, None
+    try:
+        fd, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:40]}-")  # mode 0600
+        draft = Path(name)
+        with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as out:
+            for line in lines:
+                out.write(line)
+                count += 1
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(file)
+    except (OSError, ValueError) as e:
+        raise StoreError(f"cannot write {str(file)!r}: {getattr(e, 'strerror', None) or e}") from None
+    finally:
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink()  # already gone once it has become the file
+    return count

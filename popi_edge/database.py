@@ -1,0 +1,69 @@
+"""One SQLite file: made for its owner alone, looked at before it is touched, its errors in plain words."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from popi_edge.errors import StoreError
+from popi_edge.migrations import LATEST, migrate, version
+
+
+def explain(error: sqlite3.Error, path: Path) -> StoreError:
+    """What an SQLite error means for the person, on one line."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreError(f"{path} is locked by another program; try again when it is done")
+    if name.startswith("SQLITE_FULL"):
+        return StoreError(f"the disk is full; the change to {path} was not made")
+    if name.startswith("SQLITE_IOERR"):
+        return StoreError(f"the disk failed ({error}); the change to {path} was not made")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return StoreError(f"{path} is not a popi database, or it is damaged ({error})")
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return StoreError(f"cannot write {path}: check that its folder exists and is writable ({error})")
+    if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+        return StoreError(f"the store {path} is closed")
+    return StoreError(f"{path}: {error}")
+
+
+def claim(path: Path) -> None:
+    """Make the file if need be, for its owner alone (SQLite gives -wal and -shm the same mode)."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except IsADirectoryError:
+        raise StoreError(f"{path} is a folder, not a database") from None
+    except FileNotFoundError:
+        raise StoreError(f"cannot open {path}: the folder {path.parent} does not exist") from None
+    except OSError as e:
+        raise StoreError(f"cannot open {path}: {e.strerror}") from None
+    except ValueError as e:  # a NUL inside the path
+        raise StoreError(f"cannot open {str(path)!r}: {e}") from None
+
+
+def prepare(conn: sqlite3.Connection, path: Path, timeout: float) -> None:
+    """Look before touching: a newer or another program's database is left exactly as it was found."""
+    found = version(conn)
+    if found > LATEST:
+        migrate(conn, str(path))  # raises, with the words for it
+    foreign = found == 0 and conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    if foreign and version(conn) == 0:  # asked again: another popi may have just made it
+        raise StoreError(f"{path} is another program's database, not one of popi's")
+    deadline = time.monotonic() + timeout
+    while True:  # the switch to WAL does not wait for a lock by itself
+        try:
+            conn.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute("PRAGMA foreign_keys = ON")
+    conn.execute("PRAGMA secure_delete = ON").fetchone()
+    conn.execute("PRAGMA temp_store = MEMORY")  # else VACUUM copies signals into the temporary folder
+    migrate(conn, str(path))
