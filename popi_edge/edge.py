@@ -168,6 +168,7 @@ class Popi:
                 constraint=self._constraint(),
                 adapter=self.bundle.adapter("infer"),
                 lexicon=self.lexicon,
+                decoding=self.bundle.decoding,
             )
             row = self.store.add_summary(
                 user=user,

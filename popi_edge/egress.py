@@ -233,7 +233,7 @@ class EgressLog:
                 why = state.follow(row)
                 if why:
                     total = int(self._conn.execute("SELECT count(*) FROM egress").fetchone()[0])
-                    return VerifyResult(False, total, _show(row[1]), why)
+                    return VerifyResult(False, total, str(row[1], "utf-8", "replace"), why)
         lost = [i for i in state.bodiless if i not in state.erased]
         if lost:
             return VerifyResult(False, state.count, lost[0], "its body is gone, but no record says that it was erased")
@@ -373,10 +373,6 @@ class _Chain:
         if c["body"] is None:
             self.bodiless.append(record_id)
         return ""
-
-
-def _show(raw: Any) -> str:
-    return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
 
 
 def _record(row: tuple[Any, ...]) -> Record:

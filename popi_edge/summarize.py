@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from popi_edge import prompts
 from popi_edge.select import window
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from popi_edge.vocabulary import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+")
+MARKS = (".", "!", "?")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,49 @@ class Inferred:
     reason: str
     signal_ids: tuple[str, ...]
     prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a bundle wants its summaries decoded.
+
+    ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
+    ``sentences`` ends the summary after so many.
+    """
+
+    opening: str = ""
+    sentences: int | None = None
+
+
+class Opened:
+    """A constraint that has already seen some tokens."""
+
+    def __init__(self, inner: Constraint, tokens: Sequence[int]) -> None:
+        self._inner = inner
+        self._state = inner.start()
+        for token in tokens:
+            self._state = inner.advance(self._state, token)
+        self.allowed, self.advance = inner.allowed, inner.advance
+
+    def start(self) -> Any:
+        return self._state
+
+
+def write(
+    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None, how: Decoding
+) -> tuple[str, int]:
+    """Decode greedily under the constraint; the text, opening included, and its length in tokens."""
+    tokenizer = engine.tokenizer
+    ids = tokenizer.encode(how.opening)
+    opened = Opened(constraint, ids) if constraint is not None else None
+    for token in engine.stream(
+        [*prompt, *ids], max_tokens=limit - len(ids), constraint=opened, adapter=adapter
+    ):
+        ids.append(token)
+        text = tokenizer.decode(ids).rstrip()
+        if how.sentences and text.endswith(MARKS) and sum(text.count(m) for m in MARKS) >= how.sentences:
+            break
+    return tokenizer.decode(ids).strip(), len(ids)
 
 
 def understood(signal: Signal, lexicon: Lexicon) -> bool:
@@ -51,6 +95,7 @@ def infer(
     adapter: str | None = None,
     previous: str = "",
     lexicon: Lexicon | None = None,
+    decoding: Decoding = Decoding(),
 ) -> Inferred:
     """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood."""
     limits, tokenizer = prompts.spec()["limits"], engine.tokenizer
@@ -66,6 +111,7 @@ def infer(
     budget = limits["infer_tokens"] - frame - 8  # tokens at the seams may come out differently
     start = window([engine.count(t) for t in texts], budget, limits["drop_block"])
     prompt = prompts.chat_ids(tokenizer, prompts.infer_messages(texts[start:], previous))
-    done = engine.generate(prompt, max_tokens=limits["summary_tokens"], constraint=constraint, adapter=adapter)
-    text = done.text.strip()
-    return Inferred(text, len(done.ids), "draft", "", ids[start:], len(prompt))
+    text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
+    if not text:
+        return Inferred("", 0, "insufficient", "the model had nothing to say", ids[start:], len(prompt))
+    return Inferred(text, tokens, "draft", "", ids[start:], len(prompt))

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from seal_stub import make_sealed
+from popi_edge.seal import Sealed, seal
 
 from popi_edge.egress import MASK, EgressLog
 from popi_edge.errors import GeneratorError, PopiError
-from popi_edge.generators import AnsweredBadly, Generator, Reply, deliver
+from popi_edge.generators import AnsweredBadly, Generator, Reply, Request, deliver
 from popi_edge.generators.openai import EventParser, OpenAIGenerator
+from popi_edge.guard import verdict
+from popi_edge.prompts import generate_system
 from popi_edge.store import Store
+from popi_edge.vocabulary import Lexicon
 from tests import hostile_server as hostile
 from tests.hostile_server import Behaviour, HostileServer
 
@@ -31,6 +34,12 @@ BOUND_S = 6.0
 
 def generator(url: str, **options: Any) -> OpenAIGenerator:
     return OpenAIGenerator(**{"name": "cloud", "url": url, "model": "m1", "key": KEY, "timeout_s": 5.0} | options)
+
+
+def make_sealed(prompt: str = "Explain RAID") -> Sealed:
+    summary = "The user prefers short answers."
+    found = verdict(summary, (), Lexicon.load())
+    return seal(summary, [("user", prompt)], system=generate_system(summary), verdict=found)
 
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -310,6 +319,15 @@ def test_a_handshake_that_is_never_answered_is_cut_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as s:
         said = refused(f"https://127.0.0.1:{s.getsockname()[1]}/v1", timeout_s=0.4)
     assert said.endswith(": no complete reply within 0.4 s")
+
+
+def test_a_server_that_never_reads_is_cut_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        url = f"http://127.0.0.1:{s.getsockname()[1]}/v1"
+        body = bytes(2**25)
+        request = Request(url, {"Host": "x", "Content-Length": str(len(body))}, body)
+        error = within(BOUND_S, lambda: generator(url, timeout_s=0.5).send(request))
+    assert str(error).endswith(": no complete reply within 0.5 s")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:

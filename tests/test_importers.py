@@ -340,6 +340,8 @@ def test_no_file_makes_anything_but_signals_and_named_errors(
     tmp_path: Path, data: bytes, format: str, array: bool
 ) -> None:
     path = write(tmp_path, (b"[" if array else b"") + data)
+    if path.read_bytes().startswith(b"\x1f\x8b"):  # gzip is refused as a whole
+        return
     for line, item in read(path, format):
         assert line >= 1 and (not isinstance(item, LineError) or item.error)
 

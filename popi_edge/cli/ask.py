@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import click
 
 from popi_edge.cli.common import App, common, user_option
 from popi_edge.cli.summary import as_json, open_popi
+
+
+def printable(text: str) -> str:
+    """Foreign text without what a terminal would obey."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 @click.command()
@@ -42,5 +49,5 @@ def ask(app: App, prompt: str, generator: str, preview: bool, plain: bool, user:
             )
             return
         for piece in me.stream(prompt, generator=generator, user=user, personal=not plain):
-            click.echo(piece, nl=False)
+            click.echo(printable(piece), nl=False)
         click.echo()

@@ -82,6 +82,7 @@ def purge(app: App, user: str, yes: bool) -> None:
             try:
                 sure = click.confirm(question, err=True)
             except click.Abort:  # nobody there to answer
+                app.note("")
                 sure = False
             if not sure:
                 raise ConfigError("not confirmed: nothing was deleted (--yes does not ask)")

@@ -99,7 +99,7 @@ def repack(tensor: Tensor) -> Quantized | NDArray[np.float32]:
     blocks = tensor.blocks()
     scale = blocks[..., :2].copy().view("<f2").astype(np.float32)[..., 0]
     if tensor.type == "Q8_0":
-        return Quantized(8, blocks[..., 2:] ^ 0x80, scale, None)
+        return Quantized(8, blocks[..., 2:] ^ np.uint8(0x80), scale, None)
     nibbles = blocks[..., 2 if tensor.type == "Q4_0" else 4 :]
     low, high = nibbles & 15, nibbles >> 4  # elements 0..15 and 16..31; MatMulNBits wants neighbours in one byte
     halves = [low[..., 0::2] | low[..., 1::2] << 4, high[..., 0::2] | high[..., 1::2] << 4]

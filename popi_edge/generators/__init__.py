@@ -106,10 +106,10 @@ def messages_of(sealed: Any) -> list[tuple[str, str]]:
     from popi_edge.seal import require_sealed
 
     try:
-        require_sealed(sealed)
+        known = require_sealed(sealed)
     except TypeError as e:
         raise GeneratorError(f"a generator takes only what the guard has sealed: {e}") from None
-    return [m if isinstance(m, tuple) else (m.role, m.content) for m in sealed.messages]
+    return [(m.role, m.content) for m in known.messages]
 
 
 def deliver(

@@ -24,7 +24,7 @@ def _node(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise SignalError(f"{where}: not a JSON object", field=where)
     text, role, rank = value.get("text"), value.get("role"), value.get("rank")
-    replies = value.get("replies") or []
+    replies = [] if value.get("replies") is None else value["replies"]
     if not isinstance(text, str):
         raise SignalError(f"{where}: text must be text", field=f"{where}.text")
     if not isinstance(role, str) or role not in ROLES:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import BASES, file_sha256, locate
 from popi_edge.prompts import CONTRACT
+from popi_edge.summarize import Decoding
 
 if TYPE_CHECKING:
     from popi_edge.config import Settings
@@ -24,6 +25,8 @@ FORMAT = 1
 ROLES = ("infer", "generate")
 DEFAULT = "popi-smol"
 MAX_MANIFEST = 1 << 20
+ZERO_SHOT = {"opening": "Prefers replies that are", "sentences": 1}
+"""How an untrained model is made to write about the replies and not to repeat them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Bundle:
         """What made a summary, in a word: bundle, version and the infer adapter's hash."""
         role = self.manifest["roles"].get("infer") or {}
         return f"{self.name}-{self.version}" + (f"-{role['sha256'][:8]}" if role else "-zero-shot")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its summaries are decoded."""
+        how = self.manifest.get("decoding", {})
+        return Decoding(str(how.get("opening", "")), how.get("sentences"))
 
     def engine(self, name: str, *, threads: int | None = None) -> Engine:
         """Open an engine on the base with this bundle's adapters."""
@@ -95,6 +104,11 @@ def read_bundle(folder: Path, settings: Settings) -> Bundle:
         raise ModelError(f"{path}: format {manifest['format']}; this popi-edge reads format {FORMAT}")
     if _field(manifest, "prompt_contract", int, path) != CONTRACT:
         raise ModelError(f"{path}: prompt contract {manifest['prompt_contract']}; this popi-edge has {CONTRACT}")
+    how = manifest.get("decoding", {})
+    if not isinstance(how, dict) or not isinstance(how.get("opening", ""), str) or len(how.get("opening", "")) > 100:
+        raise ModelError(f"{path}: decoding.opening is not a short text")
+    if not isinstance(how.get("sentences"), (int, type(None))):
+        raise ModelError(f"{path}: decoding.sentences is not a whole number")
     base = _field(manifest, "base", dict, path)
     name = _field(base, "name", str, path)
     if name not in BASES or BASES[name].sha256 != _field(base, "sha256", str, path):
@@ -115,6 +129,6 @@ def open_bundle(name: str | Path | None, settings: Settings) -> Bundle:
     if path.is_dir():
         return read_bundle(path, settings)
     if path.is_file():
-        manifest = {"roles": {"infer": None, "generate": None}, "name": path.stem}
+        manifest = {"roles": {"infer": None, "generate": None}, "name": path.stem, "decoding": ZERO_SHOT}
         return Bundle(path.stem, "gguf", path, {}, manifest)
     raise ModelError(f"there is no bundle {name!r:.80}; give {DEFAULT}, a bundle's folder or a GGUF file")

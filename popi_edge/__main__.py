@@ -1,0 +1,5 @@
+"""``python -m popi_edge`` is ``popi``."""
+
+from popi_edge.cli import main
+
+main()

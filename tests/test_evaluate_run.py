@@ -1,0 +1,386 @@
+"""The evaluation end to end on a model whose every log-probability is known, so that each figure is worked out by hand.
+
+The toy is a unigram model: a reply's word costs 1 nat where it stands in the prompt already, else 2. As an inference
+model it names the last word of the first preferred reply. It is exact, unlike a real engine; what it cannot show is
+that a real engine's scores are right, which the engines' own tests do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from popi_training.cli import Meter, evaluate
+from popi_training.evaluate import report, run
+from popi_training.evaluate.conditions import CONDITIONS, draw_donors
+from popi_training.evaluate.data import HISTORY, Dataset, load
+from popi_training.evaluate.journal import UNITS, Journal
+
+from popi_edge import prompts
+from popi_edge.engines.base import Score
+from popi_edge.errors import ConfigError, EngineError, PopiError
+from tests.tiny import TEMPLATE
+
+WARM, COLD = "Write like warm summer.", "Write like cold winter."
+REPLY = {WARM: "summer", COLD: "winter"}
+PIECES = re.compile(r"\w+|\W")
+
+
+class ToyTokenizer:
+    """A word or a single other character a token; the control tokens are those of ChatML."""
+
+    chat_template = TEMPLATE
+    controls = ("<|im_start|>", "<|im_end|>")
+    eos = 1
+    eos_ids = (1,)
+
+    def __init__(self) -> None:
+        self.words = dict(enumerate(self.controls))
+
+    def control(self, name: str) -> int | None:
+        return self.controls.index(name) if name in self.controls else None
+
+    def encode(self, text: str) -> list[int]:
+        ids = [2 + (zlib.crc32(word.encode()) >> 2) for word in PIECES.findall(text)]
+        for i, word in zip(ids, PIECES.findall(text), strict=True):
+            assert self.words.setdefault(i, word) == word
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.words[i] for i in ids if i > 1)
+
+
+class Toy:
+    """The toy model as an engine; ``fail_after`` calls it is cut off, as by Ctrl-C."""
+
+    name = "toy"
+    context_length = 10_000
+    identity = "toy-1"
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.tokenizer = ToyTokenizer()
+        self.calls: list[str] = []
+        self.prompts: list[list[int]] = []
+        self.fail_after = fail_after
+        self.closed = False
+
+    def _call(self, kind: str) -> None:
+        if self.fail_after is not None and len(self.calls) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.calls.append(kind)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+        self._call("infer")
+        text = self.tokenizer.decode(prompt)
+        liked = re.search(r"liked this reply:\n> .*?(\w+)\n", text)
+        yield from self.tokenizer.encode(f"They like {liked.group(1) if liked else 'nothing'}.")
+
+    def score(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+    ) -> list[Score]:
+        self._call("score")
+        self.prompts.append(list(prompt))
+        tokens = [tuple(-1.0 if t in prompt else -2.0 for t in c) for c in completions]
+        return [Score(sum(t), t) for t in tokens]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def row(number: int, persona: str, times: int = 2, past: int = 3) -> dict[str, Any]:
+    """Asked for a word; the preferred reply is the persona's own word, said once more where ``times`` is 3."""
+    other = REPLY[COLD if persona == WARM else WARM]
+    kin = [{"prompt": f"Say anything {number} {k}", "chosen": REPLY[persona], "rejected": other} for k in range(past)]
+    chosen, rejected = " ".join([REPLY[persona]] * times), f"{other} {other}"
+    return {
+        "prompt": f"Say something {number}", "chosen": chosen, "rejected": rejected,
+        "ground_truth_persona": persona, "profile": f"Person {number}", HISTORY: kin,
+    }  # fmt: skip
+
+
+def dataset(folder: Path, rows: list[dict[str, Any]] | None = None, **options: Any) -> Dataset:
+    if rows is None:
+        rows = [row(n, p, times=3 if n < 2 else 2) for n in range(6) for p in (WARM, COLD)]
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    return load(path, "alignx", **options)
+
+
+def quiet(stage: str, work: int, whole: int) -> None:
+    assert 0 < work <= whole
+
+
+def evaluated(data: Dataset, toy: Toy, journal: Journal | None = None, **options: Any) -> dict[str, Any]:
+    pair = run.Pair(toy, model="toy")  # type: ignore[arg-type]
+    return run.evaluate(data, pair, journal or Journal(), advance=quiet, **options)[0]
+
+
+def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    result = evaluated(data, Toy())
+    got = result["conditions"]
+    assert list(got) == list(CONDITIONS)
+    # Bare: four of twelve pairs have the longer reply preferred (its third word costs more), the others tie.
+    assert got["none"]["accuracy"] == pytest.approx((0 * 4 + 0.5 * 8) / 12)
+    assert (got["none"]["contrast"], got["none"]["tokens"]) == (0.5, 0)
+    # Own sentence and own summary hold the preferred word alone: m > 0 and above the opposite's, for all.
+    for name in ("oracle_summary", "summary"):
+        assert (got[name]["accuracy"], got[name]["contrast"]) == (1, 1)
+        assert (got[name]["low"], got[name]["high"]) == (1, 1)
+    # Raw signals hold both words, so they move both replies alike, word for word: m is one nat a word of difference.
+    assert got["raw"]["accuracy"] == pytest.approx((1 * 4 + 0.5 * 8) / 12)
+    assert got["raw"]["contrast"] == 0.5
+    assert result["baselines"]["longer"]["accuracy"] == pytest.approx((1 * 4 + 0.5 * 8) / 12)
+    assert result["distinct_summaries"] == 2
+    assert result["statuses"] == {"draft": 12}
+    assert (result["pairs"], result["prompts"], result["users"]) == (12, 6, 12)
+
+
+def test_a_strangers_summary_is_right_as_often_as_the_strangers_are_kin(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    result = evaluated(data, Toy(), seed=5)
+    donors = draw_donors(data.rows, 5)
+    kin = [(r.user_key == data.rows[d.shuffled].user_key) for r, d in zip(data.rows, donors, strict=True)]
+    too = [(r.user_key == data.rows[d.shuffled_too].user_key) for r, d in zip(data.rows, donors, strict=True)]
+    got = result["conditions"]["shuffled_summary"]
+    assert got["accuracy"] == pytest.approx(sum(kin) / 12)
+    assert got["contrast"] == pytest.approx(sum(0.5 + (a - b) / 2 for a, b in zip(kin, too, strict=True)) / 12)
+    test = next(t for t in result["tests"] if t["b"] == "shuffled_summary" and t["metric"] == "accuracy")
+    assert test["difference"] == pytest.approx(1 - sum(kin) / 12)
+
+
+def test_tokens_are_all_that_a_context_adds(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    toy = Toy()
+    got = evaluated(data, toy)["conditions"]
+    bare = len(toy.tokenizer.encode(prompts.generate_system(None)))
+    with_oracle = [len(toy.tokenizer.encode(prompts.generate_system(r.oracle))) for r in data.rows]
+    assert got["oracle_summary"]["tokens"] == sum(with_oracle) / 12 - bare
+    with_raw = [len(toy.tokenizer.encode(prompts.raw_system(r.signals, toy.tokenizer))) for r in data.rows]
+    assert got["raw"]["tokens"] == sum(with_raw) / 12 - bare
+    assert got["raw"]["tokens"] > got["summary"]["tokens"] > 0
+
+
+def test_shorter_is_right_and_personas_stand_apart(tmp_path: Path) -> None:
+    rows = [row(n, p, times=1 if p == COLD else 3) for n in range(4) for p in (WARM, COLD)]
+    result = evaluated(dataset(tmp_path, rows), Toy())
+    assert result["shorter"]["pairs"] == 4
+    # winter costs 2 bare, the two words against it 4: the bare model prefers the shorter reply.
+    assert result["shorter"]["conditions"]["none"]["accuracy"] == 1
+    assert result["by_persona"][WARM]["conditions"]["none"]["accuracy"] == 0
+    assert result["by_persona"][COLD]["baselines"]["longer"]["accuracy"] < 1
+    assert sum(t["pairs"] for t in result["by_persona"].values()) == result["pairs"]
+
+
+def test_too_little_to_say_leaves_the_prompt_bare(tmp_path: Path) -> None:
+    result = evaluated(dataset(tmp_path, [row(n, p, past=1) for n in range(3) for p in (WARM, COLD)]), Toy())
+    assert result["statuses"] == {"insufficient": 6}
+    assert (result["distinct_summaries"], result["summary_tokens"]) == (0, None)
+    summary = result["conditions"]["summary"]
+    assert (summary["accuracy"], summary["contrast"], summary["tokens"]) == (0.5, 0.5, 0)
+
+
+def test_the_profile_is_a_second_table(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    plain, both = evaluated(data, Toy()), evaluated(data, Toy(), profile=True)
+    assert "profile" not in plain
+    assert {k: v for k, v in both.items() if k != "profile"} == plain
+    assert both["profile"]["conditions"]["raw"]["tokens"] > plain["conditions"]["raw"]["tokens"]
+    assert both["profile"]["conditions"]["oracle_summary"] == plain["conditions"]["oracle_summary"]
+    assert both["profile"]["conditions"]["summary"]["accuracy"] == 1
+
+
+def test_the_result_is_json_and_text_even_where_nothing_can_be_said(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [row(1, WARM), row(2, COLD)])
+    result = evaluated(data, Toy(), profile=True) | {"half": "all"}
+    json.dumps(result, allow_nan=False)
+    assert result["gap_closed"]["oracle_summary"] == {"accuracy": 1.0, "contrast": 1.0}
+    lines = report.text(result).splitlines()
+    for name in (*CONDITIONS, "longer"):
+        assert sum(line.startswith(f"{name} ") for line in lines) >= 4
+    assert any(line.startswith("With the profile") for line in lines)
+
+
+def test_nothing_is_computed_twice_and_like_prompts_follow_each_other(tmp_path: Path) -> None:
+    toy = Toy()
+    evaluated(dataset(tmp_path), toy, profile=True)
+    assert toy.calls == sorted(toy.calls)  # every summary before the first score
+    assert toy.prompts == sorted(toy.prompts)
+    assert toy.calls.count("infer") == 24
+
+
+# resuming -----------------------------------------------------------------------------------------------------
+def units(folder: Path) -> int:
+    return len((folder / UNITS).read_bytes().splitlines()) - 1
+
+
+def in_folder(data: Dataset, toy: Toy, folder: Path, seed: int = 0) -> dict[str, Any]:
+    pair = run.Pair(toy, model="toy", identity="toy")  # type: ignore[arg-type]
+    with Journal(folder, pair.settings(data, seed)) as journal:
+        return run.evaluate(data, pair, journal, seed=seed, advance=quiet)[0]
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 12, 13, 40])
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path: Path, done: int) -> None:
+    data = dataset(tmp_path)
+    whole = Toy()
+    expected = in_folder(data, whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(data, Toy(fail_after=done), tmp_path / "run")
+    assert units(tmp_path / "run") == done
+    with (tmp_path / "run" / UNITS).open("ab") as f:
+        f.write(b'{"k": "score:half a li')  # torn by the kill
+    rest = Toy()
+    assert in_folder(data, rest, tmp_path / "run") == expected
+    assert len(rest.calls) == len(whole.calls) - done
+    again = Toy()
+    assert in_folder(data, again, tmp_path / "run") == expected
+    assert again.calls == []
+
+
+def test_a_larger_limit_continues_a_smaller_one(tmp_path: Path) -> None:
+    small = Toy()
+    in_folder(dataset(tmp_path, limit=6), small, tmp_path / "run")
+    large, fresh = Toy(), Toy()
+    assert in_folder(dataset(tmp_path), large, tmp_path / "run") == in_folder(dataset(tmp_path), fresh, tmp_path / "x")
+    assert len(large.calls) < len(fresh.calls)
+
+
+def change_data(data: Dataset, toy: Toy, folder: Path) -> tuple[Dataset, int]:
+    return dataset(folder, [row(n, p) for n in range(3) for p in (WARM, COLD)]), 0
+
+
+def change_seed(data: Dataset, toy: Toy, folder: Path) -> tuple[Dataset, int]:
+    return data, 1
+
+
+def change_engine(data: Dataset, toy: Toy, folder: Path) -> tuple[Dataset, int]:
+    toy.identity = "toy-2"
+    return data, 0
+
+
+@pytest.mark.parametrize(("change", "name"), [(change_data, "data"), (change_seed, "seed"), (change_engine, "engine")])
+def test_a_run_with_other_settings_is_refused(tmp_path: Path, change: Callable[..., Any], name: str) -> None:
+    data = dataset(tmp_path)
+    in_folder(data, Toy(), tmp_path / "run")
+    before = (tmp_path / "run" / UNITS).read_bytes()
+    toy = Toy()
+    other, seed = change(data, toy, tmp_path)
+    with pytest.raises(ConfigError, match=f"another {name}"):
+        in_folder(other, toy, tmp_path / "run", seed)
+    assert toy.calls == [] and (tmp_path / "run" / UNITS).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\n", b'{"k": 1}\n', b"[]\n"])
+def test_a_damaged_progress_file_is_refused(tmp_path: Path, damage: bytes) -> None:
+    data = dataset(tmp_path)
+    in_folder(data, Toy(), tmp_path / "run")
+    with (tmp_path / "run" / UNITS).open("ab") as f:
+        f.write(damage)
+    with pytest.raises(ConfigError, match=r"line \d+ is damaged"):
+        in_folder(data, Toy(), tmp_path / "run")
+
+
+def test_an_out_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PopiError, match="cannot use"):
+        Journal(tmp_path / "file" / "run", {})
+
+
+# the command --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """``popi eval`` with the toy in place of a bundle's model."""
+    toys: list[Toy] = []
+
+    def open_pair(bundle: str | None, engine: str | None, settings: Any) -> run.Pair:
+        toys.append(Toy())
+        return run.Pair(toys[-1], model="toy")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "open_pair", open_pair)
+
+    def call(*args: str) -> Any:
+        return CliRunner().invoke(evaluate, [*args], catch_exceptions=True)
+
+    yield call
+    assert all(t.closed for t in toys)
+
+
+def test_the_command_prints_the_contracts_json(tmp_path: Path, command: Callable[..., Any]) -> None:
+    dataset(tmp_path)
+    out = tmp_path / "out"
+    args = ["--data", str(tmp_path / "rows.json"), "--format", "alignx", "--json", "--out", str(out)]
+    done = command(*args, "--summaries", str(tmp_path / "summaries.jsonl"), "--profile")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert set(result["conditions"]) == set(CONDITIONS)
+    for c in result["conditions"].values():
+        assert list(c) == ["accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens"]
+    for key in ("baselines", "gap_closed", "tests", "users", "pairs", "shorter", "by_persona", "distinct_summaries",
+                "dropped", "engine", "model", "seed", "format", "half", "profile"):  # fmt: skip
+        assert key in result
+    assert json.loads((out / "result.json").read_text("utf-8")) == result
+    listed = [json.loads(line) for line in (tmp_path / "summaries.jsonl").read_text("utf-8").splitlines()]
+    assert len(listed) == 24
+    assert {(x["persona"], x["text"]) for x in listed} == {(WARM, "They like summer."), (COLD, "They like winter.")}
+    assert "100%" in done.stderr
+
+
+def test_the_command_prints_a_table(tmp_path: Path, command: Callable[..., Any]) -> None:
+    dataset(tmp_path)
+    done = command("--data", str(tmp_path / "rows.json"), "--format", "alignx", "--half", "dev")
+    assert done.exit_code == 0, done.output
+    assert "alignx, dev rows, seed 0" in done.stdout and "other half" in done.stdout
+    assert re.search(r"^oracle_summary +1\.000 +1\.000 to 1\.000 +1\.000", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--format", "alignx"], 2),
+        (["--data", "{folder}/missing.json", "--format", "alignx"], 2),
+        (["--data", "{folder}/rows.json", "--format", "csv"], 2),
+        (["--data", "{folder}/rows.json", "--format", "alignx", "--limit", "0"], 2),
+        (["--data", "{folder}/rows.json", "--format", "alignx", "--half", "other"], 2),
+        (["--data", "{folder}/rows.json", "--format", "onestopenglish"], 1),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, command: Callable[..., Any], args: list[str], code: int) -> None:
+    dataset(tmp_path)
+    done = command(*[a.format(folder=tmp_path) for a in args])
+    if code == 2:
+        assert done.exit_code == 2 and "Error:" in done.stderr
+    else:
+        assert isinstance(done.exception, PopiError) and "\n" not in str(done.exception)
+
+
+def test_an_engine_that_fails_loses_nothing(tmp_path: Path) -> None:
+    class Failing(Toy):
+        def score(self, *args: Any, **options: Any) -> list[Score]:
+            if self.calls.count("score") == 5:
+                raise EngineError("a prompt that does not fit")
+            return super().score(*args, **options)
+
+    data = dataset(tmp_path)
+    with pytest.raises(EngineError):
+        in_folder(data, Failing(), tmp_path / "run")
+    assert units(tmp_path / "run") == 12 + 5
+
+
+def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter()
+    for _ in range(4):
+        meter("scores", 25, 100)
+    meter.close()
+    assert capsys.readouterr().err.splitlines() == ["scores: 100%, 0 min left"]
+    assert isinstance(evaluate, click.Command)

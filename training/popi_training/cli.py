@@ -1,0 +1,108 @@
+"""Commands that training adds to ``popi`` through the entry points ``popi.commands``: ``popi eval``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from popi_edge.cli.common import App, common
+
+FORMATS = ("alignx", "onestopenglish")
+HALVES = ("dev", "final", "all")
+
+
+class Meter:
+    """Progress on stderr with the time left: a bar on a terminal, else a line now and then."""
+
+    EVERY = 60.0
+    """Seconds between two lines where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: click._termui_impl.ProgressBar[int] | None = None
+        self._done, self._began, self._told = 0, 0.0, 0.0
+
+    def __call__(self, stage: str, work: int, whole: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self.close()
+            self._stage, self._done, self._began, self._told = stage, 0, now, now
+            if sys.stderr.isatty():
+                self._bar = click.progressbar(length=whole, label=stage, file=sys.stderr, show_eta=True)
+                self._bar.render_progress()
+        self._done += work
+        if self._bar is not None:
+            self._bar.update(work)
+        elif self._done >= whole or now - self._told >= self.EVERY:
+            self._told = now
+            left = (now - self._began) / self._done * (whole - self._done)
+            click.echo(f"{stage}: {self._done / whole:.0%}, {left / 60:.0f} min left", err=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None
+
+
+@click.command("eval")
+@click.option("--bundle", metavar="B", help="A bundle's name, folder or GGUF file (default: the default bundle).")
+@click.option(
+    "--data", required=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Pairs to choose between, with each user's signals.",
+)  # fmt: skip
+@click.option("--format", "format_", required=True, type=click.Choice(FORMATS), help="What the file is.")
+@click.option(
+    "--half", default="all", show_default=True, type=click.Choice(HALVES),
+    help="Which prompts: dev may be looked at while developing, final is for the end.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="So many rows, drawn by the seed.")
+@click.option("--seed", default=0, show_default=True, help="Draws rows, donors and intervals.")
+@click.option("--engine", type=click.Choice(["onnx", "llama_cpp"]), help="The engine (default: the setting).")
+@click.option("--profile", is_flag=True, help="Add a second table, with each row's profile among the signals.")
+@click.option(
+    "--out", "--resume", "out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+    help="Keep every finished unit and the result there; a run that was cut off goes on.",
+)  # fmt: skip
+@click.option(
+    "--summaries", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the summaries there, one JSON object a line.",
+)  # fmt: skip
+@common
+def evaluate(
+    app: App,
+    *,
+    bundle: str | None,
+    data: Path,
+    format_: str,
+    half: str,
+    limit: int | None,
+    seed: int,
+    engine: str | None,
+    profile: bool,
+    out: Path | None,
+    summaries: Path | None,
+) -> None:
+    """Which of two replies would the person choose? Accuracy and contrast under every kind of context."""
+    from popi_training.evaluate import report, run
+    from popi_training.evaluate.data import load
+    from popi_training.evaluate.journal import Journal, write_whole
+
+    rows = load(data, format_, half=half, limit=limit, seed=seed)
+    pair = run.open_pair(bundle, engine, app.settings)
+    meter = Meter()
+    try:
+        with Journal(out, pair.settings(rows, seed)) as journal:
+            result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+    finally:
+        meter.close()
+        pair.engine.close()
+    result |= {"half": half, "limit": limit}
+    if summaries is not None:
+        run.write_listing(summaries, listing)
+    if out is not None:
+        write_whole(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    app.emit(result, lambda: report.text(result))

@@ -1,0 +1,112 @@
+"""Every finished unit of an evaluation on disk, so that a killed run goes on where it stopped.
+
+A folder holds ``units.jsonl``: a first line with the run's settings, then one line a unit,
+``{"k": key, "v": value}``, flushed when it is finished. Keys are hashes of what a value depends
+on beside the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from popi_edge.errors import ConfigError, StoreError
+
+UNITS = "units.jsonl"
+
+
+class Journal:
+    """Finished units by key; with a folder they outlive the process. ``new`` counts this run's own.
+
+    Raises ConfigError for a folder whose run had other settings, or whose file is damaged; StoreError when it
+    cannot be written. Does not protect against two runs that write into one folder at once.
+    """
+
+    def __init__(self, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
+        self._values: dict[str, Any] = {}
+        self._file = None
+        self.new = 0
+        if folder is None:
+            return
+        path = folder / UNITS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = self._restore(path, settings or {}) if path.exists() else 0
+            self._file = path.open("r+b" if path.exists() else "w+b")
+            self._file.truncate(whole)
+            self._file.seek(whole)
+            if not whole:
+                self._write({"settings": settings})
+        except OSError as e:
+            raise StoreError(f"cannot use {path}: {e.strerror}") from None
+
+    def _restore(self, path: Path, settings: Mapping[str, Any]) -> int:
+        """Read what is whole; its length in bytes. What follows the last line end is torn, and dropped."""
+        blob = path.read_bytes()
+        whole = blob.rfind(b"\n") + 1
+        for number, line in enumerate(blob[:whole].splitlines(), 1):
+            try:
+                item = json.loads(line)
+                if number == 1:
+                    self._compare(path, item["settings"], json.loads(json.dumps(settings)))
+                else:
+                    self._values[item["k"]] = item["v"]
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{path}: line {number} is damaged; start anew in another folder") from None
+        return whole
+
+    @staticmethod
+    def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                was, now = str(old.get(name))[:60], str(new.get(name))[:60]
+                raise ConfigError(f"{path.parent} holds a run with another {name}: {was} there, {now} now")
+
+    def _write(self, item: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(item, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def add(self, key: str, value: Any) -> None:
+        """A finished unit, on its way to the disk before this returns. Raises StoreError."""
+        try:
+            self._write({"k": key, "v": value})
+        except OSError as e:
+            raise StoreError(f"cannot write the evaluation's progress: {e.strerror}") from None
+        self._values[key] = value
+        self.new += 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all. Raises StoreError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {e.strerror}") from None

@@ -1,0 +1,146 @@
+"""What the margins say: accuracy, contrast, intervals clustered by prompt, gap closed. Numpy, pure functions.
+
+Notation: m is the margin of a row under a context, in nats (see ``run``); ties count one half everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+RESAMPLES = 2_000
+PAIRED = (
+    ("summary", "raw"),
+    ("summary", "shuffled_summary"),
+    ("summary", "none"),
+    ("raw", "none"),
+    ("oracle_summary", "summary"),
+    ("oracle_summary", "raw"),
+)
+
+
+def wins(a: Sequence[float] | Values, b: Sequence[float] | Values | float = 0.0) -> Values:
+    """1 where a > b, ½ where they tie, 0 where a < b; shape of a."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.where(x > y, 1.0, np.where(x == y, 0.5, 0.0))
+
+
+def interval(
+    values: Values, clusters: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float] | None:
+    """95% percentile bootstrap of the mean of ``values`` [n] over whole clusters; None below two clusters.
+
+    The draw depends on ``seed`` and the set of clusters alone, so intervals over the same rows are paired.
+    """
+    names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+    if len(names) < 2:
+        return None
+    sums = np.bincount(index, weights=values, minlength=len(names))
+    sizes = np.bincount(index, minlength=len(names)).astype(np.float64)
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean(values: Values) -> float | None:
+    """The mean, or None of nothing (JSON has no NaN)."""
+    return float(values.mean()) if len(values) else None
+
+
+def gap_closed(value: float | None, none: float | None, ceiling: float | None) -> float | None:
+    """(value − none) / (ceiling − none); None where the ceiling is not above none: no gap to close."""
+    if value is None or none is None or ceiling is None or ceiling - none <= 1e-9:
+        return None
+    ratio = (value - none) / (ceiling - none)
+    return ratio if math.isfinite(ratio) else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One condition over n rows: ``right`` and ``beats`` are wins [n], ``tokens`` it adds [n]."""
+
+    right: Values
+    beats: Values
+    tokens: Values
+
+
+def longer(lengths: Sequence[tuple[int, int]]) -> Values:
+    """The baseline that knows nobody: wins of the longer reply, from (chosen, rejected) lengths."""
+    return wins([c for c, _ in lengths], np.array([r for _, r in lengths], np.float64))
+
+
+def _entry(values: Values, clusters: Sequence[str], seed: int, prefix: str = "") -> dict[str, float | None]:
+    bounds = interval(values, clusters, seed=seed) or (None, None)
+    name = prefix or "accuracy"
+    low, high = (f"{prefix}_low", f"{prefix}_high") if prefix else ("low", "high")
+    return {name: mean(values), low: bounds[0], high: bounds[1]}
+
+
+def table(
+    outcomes: Mapping[str, Outcome],
+    lengths: Sequence[tuple[int, int]],
+    clusters: Sequence[str],
+    rows: Sequence[int],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """One table, over the rows of the given indices: conditions, baselines, gap closed, counts."""
+    pick = np.asarray(rows, dtype=int)
+    groups = [clusters[i] for i in rows]
+    conditions = {}
+    for name, outcome in outcomes.items():
+        conditions[name] = {
+            **_entry(outcome.right[pick], groups, seed),
+            **_entry(outcome.beats[pick], groups, seed, "contrast"),
+            "tokens": mean(outcome.tokens[pick]),
+        }
+    by_length = _entry(longer(lengths)[pick], groups, seed)
+    by_length |= {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
+    return {
+        "conditions": conditions,
+        "baselines": {"longer": by_length},
+        "gap_closed": gaps(conditions),
+        "pairs": len(rows),
+        "prompts": len(set(groups)),
+    }
+
+
+def gaps(conditions: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Gap closed of every condition, by accuracy and by contrast; the ceiling is the oracle's summary."""
+    none, top = conditions.get("none"), conditions.get("oracle_summary")
+    if none is None or top is None:
+        return {}
+    return {
+        name: {k: gap_closed(c[k], none[k], top[k]) for k in ("accuracy", "contrast")}
+        for name, c in conditions.items()
+        if name != "none"
+    }
+
+
+def comparisons(outcomes: Mapping[str, Outcome], clusters: Sequence[str], *, seed: int) -> list[dict[str, Any]]:
+    """Paired differences a − b with intervals; ``clear`` says that the interval leaves zero out.
+
+    No correction for looking at several: read them as intervals, not as a verdict.
+    """
+    out = []
+    for a, b in PAIRED:
+        if a not in outcomes or b not in outcomes:
+            continue
+        for metric, field in (("accuracy", "right"), ("contrast", "beats")):
+            difference = getattr(outcomes[a], field) - getattr(outcomes[b], field)
+            bounds = interval(difference, clusters, seed=seed)
+            out.append({
+                "a": a, "b": b, "metric": metric, "difference": mean(difference),
+                "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None,
+                "clear": bool(bounds and (bounds[0] > 0 or bounds[1] < 0)),
+            })  # fmt: skip
+    return out
