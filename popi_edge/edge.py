@@ -266,14 +266,18 @@ class Popi:
         self, prompt: str, *, generator: str = "local", user: str = "me", personal: bool = True, stream: bool = False
     ) -> Preview:
         """The exact bytes that ``ask`` would send. Raises NotApproved, GuardBlocked, GeneratorError."""
-        return self._prepare(self.generator(generator), prompt, user, personal, stream)
+        return self._prepare(self._target(prompt, generator), prompt, user, personal, stream)
+
+    def _target(self, prompt: str, generator: str) -> Generator:
+        """The generator, once there is something to ask it."""
+        if not prompt.strip():
+            raise ConfigError("the prompt is empty")
+        return self.generator(generator)
 
     def _prepare(self, target: Generator, prompt: str, user: str, personal: bool, stream: bool) -> Preview:
         from popi_edge.guard import verdict
         from popi_edge.seal import seal
 
-        if not prompt.strip():
-            raise ConfigError("the prompt is empty")
         summary = self._usable(user, target.remote) if personal else None
         text = summary.text if summary else None
         found = self.check(text, user) if text else verdict("", (), self.lexicon)
@@ -307,7 +311,7 @@ class Popi:
         from popi_edge.generators import deliver
 
         with self._lock:
-            target = self.generator(generator)
+            target = self._target(prompt, generator)
             ready = self._prepare(target, prompt, user, personal, stream)
             s = ready.summary
             reply, egress_id = yield from deliver(
