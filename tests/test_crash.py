@@ -59,7 +59,7 @@ def test_the_check_sees_summaries_that_were_lost_changed_or_kept_after_their_sig
         row = store.add_summary(text="t", tokens=1, status="draft", model="m", contract=1, signal_ids=[a.id])
     intent = {"intent": {"summary": "t", "user": "me"}}
     ack = {"ack": {"summary": "t", "user": "me", "version": 1}}
-    assert verdict(folder, intent, ack) == Findings(acked=1)
+    assert verdict(folder, intent, ack) == Findings()
     assert verdict(folder, ack).torn == [f"summary {row.id}"]
     assert verdict(folder, intent, {"ack": {**ack["ack"], "version": 2}}).lost == ["summary me 2"]
     assert verdict(folder, intent, {"ack": {"approved": row.id}}).lost == [f"approval of {row.id}"]

@@ -181,7 +181,8 @@ def test_a_signal_of_a_megabyte_is_summarized_within_the_budget(me: popi.Popi) -
 
 
 def test_hundreds_of_signals_stay_within_the_budget(me: popi.Popi) -> None:
-    me.record(*(popi.Statement(text=f"I like answers that are short, said for the {i}th time. " * 9) for i in range(90)))
+    texts = [f"I like answers that are short, said for the {i}th time. " * 9 for i in range(90)]
+    me.record(*(popi.Statement(text=t) for t in texts))
     made = me.summarize()
     assert made.status == "draft" and 4 < len(made.signal_ids) < 90
 

@@ -93,12 +93,12 @@ def outcomes() -> dict[str, Outcome]:
     }
 
 
-LENGTHS = [(9, 5), (9, 5), (5, 9), (5, 5)]
+BASELINES = {"longer": longer([(9, 5), (9, 5), (5, 9), (5, 5)])}
 CLUSTERS = ["p", "p", "q", "r"]
 
 
 def test_a_table_by_hand() -> None:
-    made = table(outcomes(), LENGTHS, CLUSTERS, range(4), seed=0)
+    made = table(outcomes(), BASELINES, CLUSTERS, range(4), seed=0)
     summary = made["conditions"]["summary"]
     assert (summary["accuracy"], summary["contrast"], summary["tokens"]) == (0.75, 0.75, 20)
     assert summary["low"] <= 0.75 <= summary["high"]
@@ -112,10 +112,10 @@ def test_a_table_by_hand() -> None:
 
 
 def test_a_table_of_some_rows_or_of_none() -> None:
-    part = table(outcomes(), LENGTHS, CLUSTERS, [2, 3], seed=0)
+    part = table(outcomes(), BASELINES, CLUSTERS, [2, 3], seed=0)
     assert part["conditions"]["summary"]["accuracy"] == 0.5
     assert part["baselines"]["longer"]["accuracy"] == 0.25
-    empty = table(outcomes(), LENGTHS, CLUSTERS, [], seed=0)
+    empty = table(outcomes(), BASELINES, CLUSTERS, [], seed=0)
     assert empty["pairs"] == 0 and empty["conditions"]["raw"]["accuracy"] is None
     json.dumps([part, empty], allow_nan=False)
 

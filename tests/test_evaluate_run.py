@@ -130,8 +130,9 @@ def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     result = evaluated(data, Toy())
     got = result["conditions"]
     assert list(got) == list(CONDITIONS)
+    assert got["none"]["accuracy"] == 0.5  # m is 0 on every row
     # Bare: four of twelve pairs have the longer reply preferred (its third word costs more), the others tie.
-    assert got["none"]["accuracy"] == pytest.approx((0 * 4 + 0.5 * 8) / 12)
+    assert result["baselines"]["likelihood"]["accuracy"] == pytest.approx((0 * 4 + 0.5 * 8) / 12)
     assert (got["none"]["contrast"], got["none"]["tokens"]) == (0.5, 0)
     # Own sentence and own summary hold the preferred word alone: m > 0 and above the opposite's, for all.
     for name in ("oracle_summary", "summary"):
@@ -176,8 +177,8 @@ def test_shorter_is_right_and_personas_stand_apart(tmp_path: Path) -> None:
     result = evaluated(dataset(tmp_path, rows), Toy())
     assert result["shorter"]["pairs"] == 4
     # winter costs 2 bare, the two words against it 4: the bare model prefers the shorter reply.
-    assert result["shorter"]["conditions"]["none"]["accuracy"] == 1
-    assert result["by_persona"][WARM]["conditions"]["none"]["accuracy"] == 0
+    assert result["shorter"]["baselines"]["likelihood"]["accuracy"] == 1
+    assert result["by_persona"][WARM]["baselines"]["likelihood"]["accuracy"] == 0
     assert result["by_persona"][COLD]["baselines"]["longer"]["accuracy"] < 1
     assert sum(t["pairs"] for t in result["by_persona"].values()) == result["pairs"]
 

@@ -55,9 +55,14 @@ def test_words_outside_the_lexicon_are_found_where_they_stand(text: str, outside
 
 @pytest.mark.parametrize(
     "text",
-    ["short answers, no jargon", "Short/long: both fine!!", '"Plain" words (and examples) – please…',
-     "The user’s favourite is PLAIN", "Don’t lecture; be warm/kind"],
-)  # fmt: skip
+    [
+        "short answers, no jargon",
+        "Short/long: both fine!!",
+        '"Plain" words (and examples) – please…',
+        "The user’s favourite is PLAIN",
+        "Don’t lecture; be warm/kind",
+    ],
+)
 def test_a_persons_own_edit_may_be_punctuated_freely(text: str) -> None:
     assert rules(text) == []
 
@@ -77,7 +82,16 @@ def test_what_the_person_added_passes_also_with_digits_in_it() -> None:
 # numbers and addresses --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "text",
-    ["Call 5.", "Room ٤٢", "½ as long", "x² please", "\uff11\uff12 words", "five five five", "Nine-one-one!", "six and seven"],
+    [
+        "Call 5.",
+        "Room ٤٢",
+        "½ as long",
+        "x² please",
+        "\uff11\uff12 words",
+        "five five five",
+        "Nine-one-one!",
+        "six and seven",
+    ],
 )
 def test_numbers_are_found_in_digits_of_any_script_and_in_words(text: str) -> None:
     assert "number" in rules(text)
@@ -90,9 +104,14 @@ def test_one_number_word_is_the_lexicons_business_alone() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["ann@example.org", "Write to ann@home, please", "ann\uff20example.org", "ann at example dot org",
-     "ann (at) example [dot] org"],
-)  # fmt: skip
+    [
+        "ann@example.org",
+        "Write to ann@home, please",
+        "ann\uff20example.org",
+        "ann at example dot org",
+        "ann (at) example [dot] org",
+    ],
+)
 def test_mail_addresses_are_found_also_when_disguised(text: str) -> None:
     assert "email" in rules(text)
 
@@ -135,9 +154,9 @@ def test_case_space_and_look_alike_forms_hide_no_overlap(disguise: object) -> No
 def test_what_a_person_says_about_replies_may_be_said_back_but_not_at_any_length() -> None:
     said = "I like short and direct answers with some examples."
     assert rules("Likes short and direct answers with some examples.", said) == []
-    assert rules("It should be written in a way that is easy to understand.", "in a way that is easy to understand") == []
-    long = "I like short and direct answers with some examples and no long introductions, please"
-    assert rules("Says: I like short and direct answers with some examples and no long introductions.", long) == ["overlap"]
+    assert rules("Written in a way that is easy to understand.", "write it in a way that is easy to understand") == []
+    long = "I like short and direct answers with some examples and no long introductions"
+    assert rules(f"Says: {long}.", long) == ["overlap"]
 
 
 def test_five_words_pass_and_the_limits_are_the_specs() -> None:

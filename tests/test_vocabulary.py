@@ -13,13 +13,68 @@ from hypothesis import strategies as st
 from popi_edge.errors import ConfigError
 from popi_edge.vocabulary import ClosedVocabulary, Lexicon, at_start, own_words
 
-WORDS = ("a", "I", "I'm", "an", "and", "answer", "answers", "clear", "don't", "mary-like", "rose", "rosemary", "short",
-         "step", "step-by-step", "the", "well")  # fmt: skip
+WORDS = (
+    "a",
+    "I",
+    "I'm",
+    "an",
+    "and",
+    "answer",
+    "answers",
+    "clear",
+    "don't",
+    "mary-like",
+    "rose",
+    "rosemary",
+    "short",
+    "step",
+    "step-by-step",
+    "the",
+    "well",
+)
 OWN = ("Rust", "Thai", "iPhone", "café", "Éclair", "C++", "web3", "übung", "日本")
 BYTES: list[bytes | None] = [bytes([b]) for b in range(256)]
-PIECES = [b" the", b" rose", b"mary", b"rose", b"Ros", b"emary.", b" an", b"swer", b"s. ", b"s. T", b", ", b". A", b".. ",
-          b"  ", b" I", b"I'm sh", b"ort a", b"\xc3\xa9", b"\xc3", b"af\xc3", b"Rus", b"t; t", b"12", b" Mary", b"step-by",
-          b"-step", b"he", b"!", b" well", b".The", b"p", b"", b"ar", b"cle", b"ear: ", b"?", b"on't", b" C++", b"a b"]  # fmt: skip
+PIECES = [
+    b" the",
+    b" rose",
+    b"mary",
+    b"rose",
+    b"Ros",
+    b"emary.",
+    b" an",
+    b"swer",
+    b"s. ",
+    b"s. T",
+    b", ",
+    b". A",
+    b".. ",
+    b"  ",
+    b" I",
+    b"I'm sh",
+    b"ort a",
+    b"\xc3\xa9",
+    b"\xc3",
+    b"af\xc3",
+    b"Rus",
+    b"t; t",
+    b"12",
+    b" Mary",
+    b"step-by",
+    b"-step",
+    b"he",
+    b"!",
+    b" well",
+    b".The",
+    b"p",
+    b"",
+    b"ar",
+    b"cle",
+    b"ear: ",
+    b"?",
+    b"on't",
+    b" C++",
+    b"a b",
+]
 
 
 def vocabularies() -> dict[str, tuple[list[bytes | None], list[int]]]:
@@ -27,7 +82,18 @@ def vocabularies() -> dict[str, tuple[list[bytes | None], list[int]]]:
     shuffled: list[bytes | None] = [*PIECES, None, *BYTES]
     random.Random(5).shuffle(shuffled)
     few: list[bytes | None] = [t for t in full if t not in (b"q", b"I", b"-", b"w", b"!", b"?", b"\xc3")]
-    long: list[bytes | None] = [None, b"The", b" rose", b" short", b" answer", b"s are clear", b"s", b".", b" and", b", "]
+    long: list[bytes | None] = [
+        None,
+        b"The",
+        b" rose",
+        b" short",
+        b" answer",
+        b"s are clear",
+        b"s",
+        b".",
+        b" and",
+        b", ",
+    ]
     no_mark: list[bytes | None] = [None, b"Ro", b"se", b"mary", b" the", b" ro", b"se.", b"se. ", b"A", b" c", b"lear!"]
     return {
         "bytes": ([*BYTES, None], [256]),
@@ -195,8 +261,17 @@ def test_the_checker_names_every_broken_rule(text: str, rules: list[str]) -> Non
 
 def test_a_persons_own_words_keep_their_capitals_everywhere() -> None:
     lexicon = Lexicon(("in", "code", "rusty", "eye"), own_words(["Rust", "Thai food", "iPhone", "eBay", "vegan-ish"]))
-    good = ("Rust in code.", "Code in Rust.", "Thai food.", "iPhone code.", "In eBay, Rust.", "eBay eye.", "Vegan-ish code.",
-            "Rusty eye.", "Food in code.")  # fmt: skip
+    good = (
+        "Rust in code.",
+        "Code in Rust.",
+        "Thai food.",
+        "iPhone code.",
+        "In eBay, Rust.",
+        "eBay eye.",
+        "Vegan-ish code.",
+        "Rusty eye.",
+        "Food in code.",
+    )
     bad = ("Code in rust.", "EBay.", "IPhone.", "RUST.", "Code in Vegan-ish.", "Code in Food.")
     mask = ClosedVocabulary(lexicon, [*BYTES, None], [256], 60)
     for text in good:
@@ -206,7 +281,9 @@ def test_a_persons_own_words_keep_their_capitals_everywhere() -> None:
     assert "RUST" in lexicon and "food" in lexicon and "thai food" not in lexicon
 
 
-@pytest.mark.parametrize("entry", ["", "  ", "two. words", "<|im_end|>", "a\u200bb", "-dash", "x" * 61, "node.js", "a,b"])
+@pytest.mark.parametrize(
+    "entry", ["", "  ", "two. words", "<|im_end|>", "a\u200bb", "-dash", "x" * 61, "node.js", "a,b"]
+)
 def test_what_cannot_be_an_own_word_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match="own word"):
         Lexicon.load([entry])

@@ -85,9 +85,7 @@ def check(
     return tuple(sorted(found, key=lambda f: (f.start, f.end, f.rule)))
 
 
-def verdict(
-    text: str, signal_texts: Iterable[SignalText], lexicon: Lexicon, *, form: bool = False
-) -> Verdict:
+def verdict(text: str, signal_texts: Iterable[SignalText], lexicon: Lexicon, *, form: bool = False) -> Verdict:
     """``check``, as a verdict that ``popi_edge.seal`` accepts for this very text. Never raises."""
     findings = check(text, signal_texts, lexicon, form=form)
     made = Verdict(not findings, findings, text if isinstance(text, str) else "")

@@ -222,7 +222,8 @@ def make(
     plainly = {w for s, ws in excluded.items() if not s.startswith("sensitive") for w in ws}
     mine = own(added, core, lists)
     listed = {w for ws in added.values() for w in ws}
-    of_names = {plural(w) for w in (plainly | names) - listed if len(w) >= SHORTEST} - listed  # "marks" and "roses" go with "mark" and "rose"
+    # "marks" and "roses" go with "mark" and "rose"
+    of_names = {plural(w) for w in (plainly | names) - listed if len(w) >= SHORTEST} - listed
     every = ((public(core, lists, set(added.get("no plural", []))) - names) | mine) - of_names
     words = {w for w in every if w not in forms and w not in plainly and not set(w.split("-")) & delicate}
     sensitive = (delicate | (forms & (every | core))) - plainly

@@ -87,7 +87,7 @@ def _entry(values: Values, clusters: Sequence[str], seed: int, prefix: str = "")
 
 def table(
     outcomes: Mapping[str, Outcome],
-    lengths: Sequence[tuple[int, int]],
+    baselines: Mapping[str, Values],
     clusters: Sequence[str],
     rows: Sequence[int],
     *,
@@ -103,11 +103,10 @@ def table(
             **_entry(outcome.beats[pick], groups, seed, "contrast"),
             "tokens": mean(outcome.tokens[pick]),
         }
-    by_length = _entry(longer(lengths)[pick], groups, seed)
-    by_length |= {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
+    nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
     return {
         "conditions": conditions,
-        "baselines": {"longer": by_length},
+        "baselines": {name: _entry(v[pick], groups, seed) | nobody for name, v in baselines.items()},
         "gap_closed": gaps(conditions),
         "pairs": len(rows),
         "prompts": len(set(groups)),

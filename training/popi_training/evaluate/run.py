@@ -6,8 +6,8 @@ The margin of a row under a context, in nats, sums over tokens with the end toke
 
 with x the prompt, y⁺ the preferred and y⁻ the other reply, and the same generator on the bare prompt as the
 reference (where it was trained jointly, that is not the reference of its training). *Accuracy* is the mean of
-1[m > 0]. Under ``none`` m would be 0 for every row, so there, and only there, the sign is that of the bare
-margin, without a reference. *Contrast* is the mean of 1[m(own context) > m(the opposite's context)] on the
+1[m > 0]; under ``none`` m is 0 for every row, so a tie. (The sign of the bare margin, without a reference, is
+the baseline ``likelihood``: a sum over tokens, so it likes the shorter reply.) *Contrast* is the mean of 1[m(own context) > m(the opposite's context)] on the
 same pair; the reference cancels, and it is ½ for ``none`` by definition. Ties count ½.
 """
 
@@ -41,7 +41,7 @@ from popi_training.evaluate.conditions import (
 )
 from popi_training.evaluate.data import Dataset, Row
 from popi_training.evaluate.journal import Journal, write_whole
-from popi_training.evaluate.metrics import Outcome, comparisons, table, wins
+from popi_training.evaluate.metrics import Outcome, comparisons, longer, table, wins
 
 Advance = Callable[[str, int, int], None]
 """Told of progress: the stage, the work of the unit just done, the stage's whole work (both in tokens)."""
@@ -209,28 +209,28 @@ def outcomes(
         both = [contexts(condition, i, rows, donors, summaries, profile) for i in range(len(rows))]
         own = [scores.margin(i, c) for i, (c, _) in enumerate(both)]
         other = [scores.margin(i, c) for i, (_, c) in enumerate(both)]
-        signs = [scores.raw_margin(i, BARE) for i in range(len(rows))] if condition == "none" else own
         tokens = np.array([scores.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
-        out[condition] = Outcome(wins(signs), wins(own, np.array(other)), tokens)
+        out[condition] = Outcome(wins(own), wins(own, np.array(other)), tokens)
     return out
 
 
 def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequence[dict[str, Any]], seed: int,
-             profile: bool, personas: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+             bare: Sequence[float], profile: bool, personas: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """The tables in the contract's shape: all rows, the shorter-is-right rows and each persona apart."""
     lengths = [(len(r.chosen), len(r.rejected)) for r in rows]
+    baselines = {"longer": longer(lengths), "likelihood": wins(bare)}
     clusters = [r.cluster for r in rows]
     shorter = [i for i, (chosen, rejected) in enumerate(lengths) if chosen < rejected]
     by_persona = {
-        p: table(results, lengths, clusters, [i for i, r in enumerate(rows) if r.user_key == p], seed=seed)
+        p: table(results, baselines, clusters, [i for i, r in enumerate(rows) if r.user_key == p], seed=seed)
         for p in personas
     }
     said = [s for s in summaries if s["text"]]
     return {
-        **table(results, lengths, clusters, range(len(rows)), seed=seed),
+        **table(results, baselines, clusters, range(len(rows)), seed=seed),
         "tests": comparisons(results, clusters, seed=seed),
         "users": len({signals_key(user_signals(r, profile)) for r in rows}),
-        "shorter": table(results, lengths, clusters, shorter, seed=seed),
+        "shorter": table(results, baselines, clusters, shorter, seed=seed),
         "by_persona": by_persona,
         "distinct_summaries": len({s["text"] for s in said}),
         "statuses": dict(Counter(s["status"] for s in summaries)),
@@ -259,8 +259,10 @@ def evaluate(
                 for context in contexts(condition, i, rows, donors, texts[kind], kind):
                     scores.job(i, context)
     scores.compute(advance)
+    bare = [scores.raw_margin(i, BARE) for i in range(len(rows))]
     results = [
-        describe(rows, outcomes(rows, donors, texts[k], scores, k), summaries[k], seed, k, data.personas) for k in kinds
+        describe(rows, outcomes(rows, donors, texts[k], scores, k), summaries[k], seed, bare, k, data.personas)
+        for k in kinds
     ]
     result = results[0] | {
         "dropped": dict(data.dropped),
