@@ -6,9 +6,10 @@ The margin of a row under a context, in nats, sums over tokens with the end toke
 
 with x the prompt, y⁺ the preferred and y⁻ the other reply, and the same generator on the bare prompt as the
 reference (where it was trained jointly, that is not the reference of its training). *Accuracy* is the mean of
-1[m > 0]; under ``none`` m is 0 for every row, so a tie. (The sign of the bare margin, without a reference, is
-the baseline ``likelihood``: a sum over tokens, so it likes the shorter reply.) *Contrast* is the mean of 1[m(own context) > m(the opposite's context)] on the
-same pair; the reference cancels, and it is ½ for ``none`` by definition. Ties count ½.
+1[m > 0]; under ``none`` m is 0 for every row, so a tie. (The sign of the bare margin, without a reference, is the
+baseline ``likelihood``: a sum over tokens, so it likes the shorter reply.) *Contrast* is the mean of
+1[m(own context) > m(the opposite's context)] on the same pair; the reference cancels, and it is ½ for ``none`` by
+definition. Ties count ½.
 """
 
 from __future__ import annotations
