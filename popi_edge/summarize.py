@@ -108,7 +108,8 @@ def infer(
         return Inferred("", 0, "insufficient", reason, ids, 0)
     texts = [prompts.signal_text(s, tokenizer) for s in usable]
     frame = len(prompts.chat_ids(tokenizer, prompts.infer_messages([], previous)))
-    budget = limits["infer_tokens"] - frame - 8  # tokens at the seams may come out differently
+    room = min(limits["infer_tokens"], engine.context_length - limits["summary_tokens"])
+    budget = room - frame - 8  # tokens at the seams may come out differently
     start = window([engine.count(t) for t in texts], budget, limits["drop_block"])
     prompt = prompts.chat_ids(tokenizer, prompts.infer_messages(texts[start:], previous))
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)

@@ -26,8 +26,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from popi_edge.config import load
+from popi_edge.edge import Popi
 from popi_edge.egress import EgressLog
+from popi_edge.generators.local import LocalGenerator
 from popi_edge.importers import import_file
 from popi_edge.signals import Comparison, Statement, to_json
 from popi_edge.store import Store
@@ -46,8 +50,11 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows os.kill with SIG
 Tell = Callable[[dict[str, Any]], None]
 
 
+ASKED = "What should I do with the old books, and why is that the best thing to do with them? "
+
+
 def op_record(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
-    s = Comparison("p " + str(rng.random()), "c" * rng.choice((5, 900, 9000)), "r", user=rng.choice(USERS))
+    s = Comparison(ASKED + str(rng.random()), "c" * rng.choice((5, 900, 9000)), "r", user=rng.choice(USERS))
     tell({"batches": [[s.id]]})
     return {"added": store.add([s]).added}
 
@@ -72,14 +79,15 @@ def op_delete(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dic
 
 
 def op_refresh(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
-    user = rng.choice(USERS)
-    ids = [s.signal.id for s in store.signals(user, limit=5, newest=True)]
-    text = f"Likes {rng.random()}."
-    tell({"summary": text, "user": user})
-    row = store.add_summary(
-        user=user, text=text, tokens=3, status="draft", model="m", contract=1, signal_ids=ids
-    )
-    return {"summary": text, "user": user, "version": row.version}
+    user, add = rng.choice(USERS), store.add_summary
+
+    def told(**row: Any) -> Any:  # the text is known only once it is inferred
+        tell({"summary": row["text"], "user": user})
+        return add(**row)
+
+    with patch.object(store, "add_summary", told):
+        made = facade(store, folder).summarize(user)
+    return {"summary": made.text, "user": user, "version": made.version}
 
 
 def op_approve(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
@@ -90,14 +98,25 @@ def op_approve(store: Store, rng: random.Random, folder: Path, tell: Tell) -> di
 
 
 def op_ask(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
-    body = f"{rng.random()} ".encode() + b"b" * rng.choice((20, 4000))
-    tell({"egress": len(body)})
-    row = store.approved_summary()
-    version = row.version if row else None
-    id = EgressLog(store).request("g", "http://h/v1", {}, body, user="me", summary_version=version)
-    return {"egress": id, "body": body.decode()}
+    prompt = f"{rng.random()} " + "b" * rng.choice((20, 400))
+    me = facade(store, folder)
+    tell({"egress": prompt})
+    answer = me.ask(prompt)
+    body = me.egress.get(answer.egress_id).body
+    return {"egress": answer.egress_id, "body": (body or b"").decode(), "prompt": prompt}
 
 
+def facade(store: Store, folder: Path) -> Popi:
+    """The real façade on this store and a tiny model, one a process; replies are kept short."""
+    if store not in _facades:
+        me = Popi(load(folder, model=str(folder.parent / "tiny.gguf"), threads="1"), store)
+        local = LocalGenerator(me.engine, max_tokens=4)
+        _facades[store] = me
+        me.generator = lambda name: local  # type: ignore[method-assign]
+    return _facades[store]
+
+
+_facades: dict[Store, Popi] = {}
 OPS = {
     "record": op_record,
     "import": op_import,
@@ -223,7 +242,8 @@ def check(folder: Path, found: Findings) -> int:
         kept = {row.text for user in USERS for row in store.summaries(user)}
     for line in lines:
         intent, ack = line.get("intent", {}), line.get("ack", {})
-        if "summary" in ack and ack["summary"] not in kept and ack["summary"].encode() in on_disk:
+        sent = any(ack.get("summary", "") in (b or b"").decode() for b in bodies.values())  # the log keeps what was sent
+        if "summary" in ack and not sent and ack["summary"] not in kept and ack["summary"].encode() in on_disk:
             found.torn.append(f"bytes of the erased summary {ack['user']} {ack['version']}")
         for id, term in zip(intent.get("delete", []), intent.get("terms", []), strict=True):
             if id not in here and term.encode() in on_disk:
@@ -278,7 +298,11 @@ def _check_summaries(store: Store, lines: list[dict[str, Any]], here: set[str], 
 
 def campaign(folder: Path, kills: int, seed: int = 0) -> Findings:
     """Kill ``kills`` children *inside* a transaction (those that die elsewhere come on top); check after each."""
+    from tests.tiny import llama
+
     found, before = Findings(), 0
+    if not (folder / "tiny.gguf").exists():
+        llama(folder / "tiny.gguf")
     while found.inside < kills:
         number = found.kills
         home = folder / str(number // LIVES)
