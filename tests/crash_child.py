@@ -242,7 +242,7 @@ def check(folder: Path, found: Findings) -> int:
         kept = {row.text for user in USERS for row in store.summaries(user)}
     for line in lines:
         intent, ack = line.get("intent", {}), line.get("ack", {})
-        sent = any(ack.get("summary", "") in (b or b"").decode() for b in bodies.values())  # the log keeps what was sent
+        sent = any(ack.get("summary", "") in (b or b"").decode() for b in bodies.values())  # the egress log keeps it
         if "summary" in ack and not sent and ack["summary"] not in kept and ack["summary"].encode() in on_disk:
             found.torn.append(f"bytes of the erased summary {ack['user']} {ack['version']}")
         for id, term in zip(intent.get("delete", []), intent.get("terms", []), strict=True):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from popi_training.evaluate.conditions import draw_donors, signals_key, user_signals
-from popi_training.evaluate.data import HISTORY, Dataset, half_of, load, same_text
 
 from popi_edge.errors import ConfigError, PopiError, SignalError
 from popi_edge.signals import Comparison
+from popi_training.evaluate.conditions import draw_donors, signals_key, user_signals
+from popi_training.evaluate.data import HISTORY, Dataset, half_of, load, same_text
 
 KIND, BLUNT = "Answer in a kind way.", "Answer in a blunt way."
 

@@ -17,15 +17,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+
+from popi_edge import prompts
+from popi_edge.engines.base import Score
+from popi_edge.errors import ConfigError, EngineError, PopiError
 from popi_training.cli import Meter, evaluate
 from popi_training.evaluate import report, run
 from popi_training.evaluate.conditions import CONDITIONS, draw_donors
 from popi_training.evaluate.data import HISTORY, Dataset, load
 from popi_training.evaluate.journal import UNITS, Journal
-
-from popi_edge import prompts
-from popi_edge.engines.base import Score
-from popi_edge.errors import ConfigError, EngineError, PopiError
 from tests.tiny import TEMPLATE
 
 WARM, COLD = "Write like warm summer.", "Write like cold winter."

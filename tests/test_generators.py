@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popi_edge.seal import Sealed, seal
 
 from popi_edge.egress import MASK, EgressLog
 from popi_edge.errors import GeneratorError, PopiError
@@ -22,6 +21,7 @@ from popi_edge.generators import AnsweredBadly, Generator, Reply, Request, deliv
 from popi_edge.generators.openai import EventParser, OpenAIGenerator
 from popi_edge.guard import verdict
 from popi_edge.prompts import generate_system
+from popi_edge.seal import Sealed, seal
 from popi_edge.store import Store
 from popi_edge.vocabulary import Lexicon
 from tests import hostile_server as hostile

@@ -8,9 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from popi_training import lexicon as builder
 
 from popi_edge.vocabulary import Lexicon
+from popi_training import lexicon as builder
 
 SPEC = Path(str(files("popi_edge.spec").joinpath("lexicon.txt"))).parent
 LEXICON = Lexicon.load()

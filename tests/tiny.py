@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from popi_export.to_gguf import write_adapter, write_llama
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from popi_export.to_gguf import write_adapter, write_llama
 
 TEXT = [
     "Prefers short, direct answers with concrete examples and plain words.",
