@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from popi_edge.cli.common import App, common, user_option
 from popi_edge.errors import ConfigError, StoreError
+from popi_edge.files import whole_file
 from popi_edge.signals import KINDS, Signal, to_json
 
 WIDTH = 60
@@ -114,21 +113,12 @@ def export(app: App, user: str, file: Path | None, force: bool) -> None:
 
 def write_lines(file: Path, lines: Iterable[str]) -> int:
     """Write a file whole or not at all, readable by its owner alone; how many lines. Raises StoreError."""
-    count, draft = 0, None
+    count = 0
     try:
-        fd, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:40]}-")  # mode 0600
-        draft = Path(name)
-        with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as out:
+        with whole_file(file) as out:
             for line in lines:
-                out.write(line)
+                out.write(line.encode("utf-8"))
                 count += 1
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
     except (OSError, ValueError) as e:
         raise StoreError(f"cannot write {str(file)!r}: {getattr(e, 'strerror', None) or e}") from None
-    finally:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink()  # already gone once it has become the file
     return count

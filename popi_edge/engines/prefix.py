@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from popi_edge.errors import ModelError
+from popi_edge.files import whole_file
 
 MAGIC = b"POPIPFX1"
 MAX_HEADER = 1 << 20
@@ -19,17 +18,11 @@ def write_prefix(path: Path, key: str, tokens: Sequence[int], data: bytes) -> No
     """Write atomically, readable by the owner alone: a prefix is made of raw signals. Raises ModelError."""
     digest = hashlib.sha256(data).hexdigest()
     header = json.dumps({"key": key, "tokens": list(tokens), "size": len(data), "sha256": digest}).encode()
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".prefix-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(MAGIC + len(header).to_bytes(8, "little") + header + data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(MAGIC + len(header).to_bytes(8, "little") + header)
+            file.write(data)
     except OSError as e:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ModelError(f"{path}: the prefix could not be saved: {e.strerror}") from None
 
 

@@ -172,25 +172,15 @@ def _entry(item: Any) -> Entry:
 
 def _save(home: Path, entries: dict[str, Entry]) -> None:
     """Write the file in one step, for its owner alone."""
-    import tempfile
-
     from popi_edge.config import make_home
+    from popi_edge.files import whole_file
 
     make_home(home)
     text = json.dumps({"version": VERSION, "generators": [asdict(e) for e in entries.values()]}, indent=1)
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=home)  # made with mode 0600
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text + "\n")
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(home / FILE)
+        with whole_file(home / FILE) as file:
+            file.write(text.encode() + b"\n")
     except OSError as e:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         raise ConfigError(f"{home / FILE}: cannot be written ({e.strerror})") from None
 
 

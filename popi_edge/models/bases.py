@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ModelError
+from popi_edge.files import whole_file
 
 CHUNK = 1 << 20
 
@@ -83,17 +83,10 @@ def check(base: Base, path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all, for its owner alone. Raises ModelError."""
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
+        with whole_file(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as e:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ModelError(f"{path}: cannot be written: {e.strerror}") from None
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from popi_edge.files import whole_file
+
 PLAIN = ("words/common", "words/adverbs", "words/encouraging_words", "words/prepositions", "humans/descriptions")
 VERBS = ("words/infinitive_verbs",)
 PASTS = "words/verbs"
@@ -258,9 +260,9 @@ HEADER = """\
 def _write(path: Path, title: str, words: tuple[str, ...]) -> None:
     used = "\n".join(f"#   {name}" for name in (*PLAIN, *VERBS, PASTS, *THINGS))
     text = HEADER.format(title=title, count=len(words), lists=used) + "".join(w + "\n" for w in words)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8", newline="\n")
-    part.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+    path.chmod(0o644)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

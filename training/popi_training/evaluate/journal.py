@@ -8,13 +8,13 @@ on beside the settings.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from popi_edge.errors import ConfigError, StoreError
+from popi_edge.files import whole_file
 
 UNITS = "units.jsonl"
 
@@ -102,11 +102,9 @@ class Journal:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all. Raises StoreError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, "utf-8")
-        part.replace(path)
+        with whole_file(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as e:
-        part.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {e.strerror}") from None
