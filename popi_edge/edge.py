@@ -106,18 +106,20 @@ class Popi:
     @property
     def bundle(self) -> Bundle:
         """The bundle in use, verified. Raises ModelError."""
-        if self._bundle is None:
-            from popi_edge.models.bundle import open_bundle
+        with self._lock:
+            if self._bundle is None:
+                from popi_edge.models.bundle import open_bundle
 
-            self._bundle = open_bundle(self.settings.model, self.settings)
-        return self._bundle
+                self._bundle = open_bundle(self.settings.model, self.settings)
+            return self._bundle
 
     @property
     def engine(self) -> Engine:
         """The engine, opened on first use. Raises ModelError, EngineError."""
-        if self._engine is None:
-            self._engine = self.bundle.engine(self.settings.engine, threads=self.settings.threads)
-        return self._engine
+        with self._lock:
+            if self._engine is None:
+                self._engine = self.bundle.engine(self.settings.engine, threads=self.settings.threads)
+            return self._engine
 
     @property
     def lexicon(self) -> Lexicon:
@@ -160,26 +162,25 @@ class Popi:
         """Infer a new summary from the user's signals and keep it as a draft (or as ``insufficient``)."""
         from popi_edge.summarize import infer
 
-        with self._lock:
-            signals = [s.signal for s in self.store.signals(user)]
-            done = infer(
-                self.engine,
-                signals,
-                constraint=self._constraint(),
-                adapter=self.bundle.adapter("infer"),
-                lexicon=self.lexicon,
-                decoding=self.bundle.decoding,
-            )
-            row = self.store.add_summary(
-                user=user,
-                text=done.text,
-                tokens=done.tokens,
-                status=done.status,
-                reason=done.reason,
-                model=self.bundle.identity,
-                contract=prompts.CONTRACT,
-                signal_ids=done.signal_ids,
-            )
+        signals = [s.signal for s in self.store.signals(user)]
+        done = infer(
+            self.engine,
+            signals,
+            constraint=self._constraint(),
+            adapter=self.bundle.adapter("infer"),
+            lexicon=self.lexicon,
+            decoding=self.bundle.decoding,
+        )
+        row = self.store.add_summary(
+            user=user,
+            text=done.text,
+            tokens=done.tokens,
+            status=done.status,
+            reason=done.reason,
+            model=self.bundle.identity,
+            contract=prompts.CONTRACT,
+            signal_ids=done.signal_ids,
+        )
         return PreferenceSummary.of(row)
 
     def summary(self, user: str = "me") -> PreferenceSummary | None:
@@ -310,15 +311,14 @@ class Popi:
     def _deliver(self, prompt: str, generator: str, user: str, personal: bool, *, stream: bool) -> Any:
         from popi_edge.generators import deliver
 
-        with self._lock:
-            target = self._target(prompt, generator)
-            ready = self._prepare(target, prompt, user, personal, stream)
-            s = ready.summary
-            reply, egress_id = yield from deliver(
-                target, ready.request, self.egress, user=user,
-                summary_id=s.id if s else None, summary_version=s.version if s else None,
-            )  # fmt: skip
-            return Answer(reply.text, egress_id, replace(s) if s else None)
+        target = self._target(prompt, generator)
+        ready = self._prepare(target, prompt, user, personal, stream)
+        s = ready.summary
+        reply, egress_id = yield from deliver(
+            target, ready.request, self.egress, user=user,
+            summary_id=s.id if s else None, summary_version=s.version if s else None,
+        )  # fmt: skip
+        return Answer(reply.text, egress_id, replace(s) if s else None)
 
     async def asummarize(self, user: str = "me") -> PreferenceSummary:
         """``summarize`` in a thread."""

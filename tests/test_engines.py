@@ -171,3 +171,23 @@ def test_the_graph_we_write_is_valid_onnx(tiny: tuple[Path, Any]) -> None:
     assert {i.name for i in model.graph.input} >= {"x", "seqlens_k", "total", "first", "past.0.k"}
     names = {t.name for t in model.graph.initializer}
     assert set(graph.external) <= names
+
+
+def test_streams_that_interleave_do_not_disturb_each_other(engine: Any) -> None:
+    other = [11, 90, 33, 120]
+    want = [list(engine.stream(p, max_tokens=10)) for p in (PROMPT, other)]
+    one, two = engine.stream(PROMPT, max_tokens=10), engine.stream(other, max_tokens=10)
+    got: list[list[int]] = [[], []]
+    for _ in range(10):
+        got[0] += [t for t in [next(one, None)] if t is not None]
+        got[1] += [t for t in [next(two, None)] if t is not None]
+    assert got == want
+
+
+def test_threads_share_an_engine(engine: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [[*PROMPT, 40 + i] for i in range(6)]
+    want = [engine.generate(p, max_tokens=8).ids for p in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda p: engine.generate(p, max_tokens=8).ids, prompts)) == want

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,7 @@ class BaseEngine:
     def __init__(self, adapters: Mapping[str, Path]) -> None:
         self._adapters = dict(adapters)
         self._lanes: dict[str | None, Lane] = {}
+        self._lock = threading.RLock()
 
     # primitives ---------------------------------------------------------------------------------------------
     def _open_lane(self, lane: Lane) -> None:
@@ -167,14 +169,22 @@ class BaseEngine:
     def lane(self, adapter: str | None) -> Lane:
         if adapter is not None and adapter not in self._adapters:
             raise EngineError(f"no adapter named {adapter!r} is loaded")
-        if adapter not in self._lanes:
-            lane = Lane(adapter)
-            self._open_lane(lane)
-            self._lanes[adapter] = lane
-        return self._lanes[adapter]
+        with self._lock:
+            if adapter not in self._lanes:
+                lane = Lane(adapter)
+                self._open_lane(lane)
+                self._lanes[adapter] = lane
+            return self._lanes[adapter]
 
     def _feed(self, lane: Lane, ids: Sequence[int], last: int) -> Floats:
-        """Make the lane hold exactly ``ids``; logits of the last ``last`` positions."""
+        """Make the lane hold exactly ``ids``; logits of the last ``last`` positions.
+
+        One at a time, and each call names all of its ids: so streams and scores may interleave, in threads too.
+        """
+        with self._lock:
+            return self._fed(lane, ids, last)
+
+    def _fed(self, lane: Lane, ids: Sequence[int], last: int) -> Floats:
         if not ids:
             raise EngineError("an empty prompt")
         if len(ids) > self.context_length:
