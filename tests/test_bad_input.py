@@ -63,7 +63,8 @@ def test_a_truncated_or_changed_model(run: Run, tmp_path: Path, base: Path) -> N
 
 
 def test_an_index_that_cannot_be_reached(run: Run) -> None:
-    done = run("model", "pull", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull,
+    nowhere = "http://127.0.0.1:9/simple"
+    done = run("model", "pull", PIP_INDEX_URL=nowhere, PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull,
                PYTHONPATH=shadow())  # fmt: skip
     refused(done, "no network, or your index lacks it")
 
