@@ -43,11 +43,14 @@ def signals(n: int = 30) -> list[Signal]:
 
 
 def child(code: str, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run code in a fresh Python; returns the JSON it printed, with ``wall_s`` and ``rss_mb`` (its peak)."""
+    """Run code in a fresh Python; returns the JSON it printed, with ``wall_s``, ``rss_mb`` at its end and
+    ``peak_rss_mb`` (Linux)."""
     start = time.perf_counter()
     wrapper = (
         "import sys, resource, json\nexec(sys.argv[1])\n"
-        "print(json.dumps(result | {'rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))"
+        "now = [int(x.split()[1]) / 1024 for x in open('/proc/self/status') if x.startswith('VmRSS')]\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "print(json.dumps(result | {'rss_mb': now[0], 'peak_rss_mb': peak}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", wrapper, code, *arguments],

@@ -47,11 +47,11 @@ def main() -> None:
     for i in range(args.runs):  # in turn, so that a drift of the machine meets both
         for name, code in (("ours", OURS), ("peer", PEER))[:: 1 if i % 2 else -1]:
             rows[name].append(child(code, str(model), args.engine, ids))
-    keys = ("load_s", "prefill", "decode", "rss_mb")
+    keys = ("load_s", "prefill", "decode", "rss_mb", "peak_rss_mb")
     figures = {name: {k: round(median(r, k), 2) for k in keys} for name, r in rows.items()}
     ours, peer = figures["ours"], figures["peer"]
     ratio = {k: round(ours[k] / peer[k], 2) for k in ("prefill", "decode")}
-    ratio |= {k: round(peer[k] / ours[k], 2) for k in ("load_s", "rss_mb")}
+    ratio |= {k: round(peer[k] / ours[k], 2) for k in ("load_s", "rss_mb", "peak_rss_mb")}
     show(args, {"engine": args.engine, "model_mb": round(model.stat().st_size / 1e6, 1), "ours": ours,
                 "peer": {"name": "bare llama.cpp"} | peer, "ratio": ratio})  # fmt: skip
 

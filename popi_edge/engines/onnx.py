@@ -52,6 +52,7 @@ class OnnxEngine(BaseEngine):
         self.tokenizer = Tokenizer(gguf)
         builder = Builder(gguf, level=level, hooks=bool(adapters))
         graph = builder.build()
+        gguf.drop_pages()  # the blocks have been repacked: a quarter of the peak
         self.shape = builder.shape
         self.context_length = min(self.shape.context, MAX_CONTEXT)
         self.identity = f"onnx-f32:{model.stat().st_size}:{self.shape}"

@@ -186,6 +186,11 @@ class Gguf:
                 raise cursor.fail(f"tensor {second!r:.80} overlaps another")
         return out
 
+    def drop_pages(self) -> None:
+        """Let the system take back the file's pages (they are read again when touched), where it can be told to."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def need(self, key: str, kind: type | tuple[type, ...]) -> Any:
         """A metadata value that must be there. Raises ModelError naming the key."""
         value = self.fields.get(key)
