@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -188,7 +189,7 @@ class Gguf:
 
     def drop_pages(self) -> None:
         """Let the system take back the file's pages (they are read again when touched), where it can be told to."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if sys.platform != "win32":
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def need(self, key: str, kind: type | tuple[type, ...]) -> Any:
