@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,7 +318,7 @@ class Popi:
             target, ready.request, self.egress, user=user,
             summary_id=s.id if s else None, summary_version=s.version if s else None,
         )  # fmt: skip
-        return Answer(reply.text, egress_id, replace(s) if s else None)
+        return Answer(reply.text, egress_id, s)
 
     async def asummarize(self, user: str = "me") -> PreferenceSummary:
         """``summarize`` in a thread."""

@@ -134,7 +134,7 @@ def test_own_words_are_the_persons_to_add(me: popi.Popi) -> None:
     with pytest.raises(GuardBlocked, match="Rust"):
         me.edit("Likes Rust.")
     assert me.edit("Likes Rust.", allow=("Rust",)).text == "Likes Rust."
-    assert me.approve is not None and me.preview("Hi").summary is not None  # still sealed: the word is known now
+    assert me.preview("Hi").summary is not None  # still sealed: the word is known now
 
 
 def test_too_little_to_say(me: popi.Popi) -> None:

@@ -119,6 +119,19 @@ def test_a_prefix_of_another_adapter_or_a_damaged_one_is_refused(engine: Any, tm
         engine.load_prefix(tmp_path / "bad", adapter="infer")
 
 
+def test_a_prefix_of_another_model_of_the_same_shape_is_refused(
+    engine: Any, tiny: tuple[Path, Any], tmp_path: Path
+) -> None:
+    engine._feed(engine.lane(None), PROMPT, 1)
+    engine.save_prefix(tmp_path / "p")
+    make.llama(tmp_path / "other.gguf", seed=9)
+    assert (tmp_path / "other.gguf").stat().st_size == tiny[0].stat().st_size
+    other = open_engine(engine.name, tmp_path / "other.gguf", threads=1)
+    with pytest.raises(ModelError, match="another model or adapter"):
+        other.load_prefix(tmp_path / "p")
+    other.close()
+
+
 def test_what_cannot_run_is_refused_in_one_line(engine: Any) -> None:
     with pytest.raises(EngineError, match="no adapter named 'x'"):
         engine.generate(PROMPT, max_tokens=1, adapter="x")

@@ -42,6 +42,7 @@ class LlamaCppEngine(BaseEngine):
         super().__init__(adapters)
         self._model: Any = None
         gguf = Gguf(model)  # our bounded reader sees the file before a native parser does
+        self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
         self._hashes = {name: read_adapter(path, gguf).sha256 for name, path in self._adapters.items()}
         self._threads, self._exact = threads or default_threads(), exact
@@ -106,7 +107,7 @@ class LlamaCppEngine(BaseEngine):
 
     # prefixes -----------------------------------------------------------------------------------------------
     def _key(self, adapter: str | None) -> str:
-        return f"{self.identity}:{self._hashes[adapter] if adapter else '-'}"
+        return f"{self.identity}:{self._gguf.sha256}:{self._hashes[adapter] if adapter else '-'}"
 
     def save_prefix(self, path: Path, *, adapter: str | None = None) -> None:
         lane = self.lane(adapter)

@@ -184,7 +184,7 @@ class OnnxEngine(BaseEngine):
 
     # prefixes -----------------------------------------------------------------------------------------------
     def _key(self, adapter: str | None) -> str:
-        return f"{self.identity}:{self._loaded[adapter].sha256 if adapter else '-'}"
+        return f"{self.identity}:{self._gguf.sha256}:{self._loaded[adapter].sha256 if adapter else '-'}"
 
     def save_prefix(self, path: Path, *, adapter: str | None = None) -> None:
         lane = self.lane(adapter)

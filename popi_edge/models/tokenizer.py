@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
@@ -101,7 +100,3 @@ class Tokenizer:
             text = None if i in controls else token
             out.append(None if text is None else bytes(alphabet[c] for c in text if c in alphabet))
         return out
-
-    def describe(self) -> dict[str, Any]:
-        """Facts that must agree for a saved prefix to fit."""
-        return {"tokens": len(self.tokens), "eos": self.eos}
