@@ -11,7 +11,7 @@ import torch
 
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.engines.onnx import OnnxEngine
-from popi_edge.models.gguf import Gguf
+from popi_training.base import dequantized
 from tests import tiny as make
 
 IDS = [7, 80, 200, 13, 13, 299, 45, 120, 270, 2, 260, 77] * 9
@@ -60,39 +60,6 @@ def test_one_adapter_file_a_role_serves_both_engines(
     got = e._feed(e.lane(None), IDS, len(IDS))
     assert np.abs(want_base - got).max() < 2e-4 * np.abs(want_base).max()
     e.close()
-
-
-def dequantized(path: Path) -> Any:
-    """The base in torch, float32, on the weights that the device runs."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from popi_edge.engines.onnx_graph import Shape, unpermute
-
-    gguf = Gguf(path)
-    s = Shape.of(gguf)
-    config = LlamaConfig(
-        vocab_size=s.vocabulary,
-        hidden_size=s.hidden,
-        intermediate_size=s.ffn,
-        num_hidden_layers=s.layers,
-        num_attention_heads=s.heads,
-        num_key_value_heads=s.kv_heads,
-        max_position_embeddings=s.context,
-        rope_theta=s.rope_base,
-        rms_norm_eps=s.epsilon,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).eval()
-    from popi_export.to_gguf import gguf_name
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            key = gguf_name(name)
-            value = gguf.tensors[key].dequantize()
-            if ".attn_q." in key or ".attn_k." in key:
-                value = unpermute(value, s.heads if "attn_q" in key else s.kv_heads)  # type: ignore[assignment]
-            p.copy_(torch.from_numpy(np.array(value)))
-    return model
 
 
 PROSE = (

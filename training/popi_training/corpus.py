@@ -1,9 +1,11 @@
 """The corpus: everyday prompts with contrasting replies along preference dimensions, and how people say each pole.
 
-    python -m popi_training.corpus [FOLDER]        checks every rule and prints a table
+    python -m popi_training.corpus [FOLDER] [--heldout]      checks every rule and prints a table
 
 One JSON Lines file a family; a line is a ``dimension`` (two or more poles, each with phrasings), a ``prompt`` or a
 ``pair`` (one reply for each of two poles to one prompt). Summaries keep to the lexicon, replies have 15 to 90 words.
+``facts.jsonl`` holds what is no preference: a ``fact`` in a voice, and a ``reaction`` that does not say to what.
+The folder ``heldout`` has the same form and was written apart.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from popi_edge.vocabulary import Lexicon
 FOLDER = Path(__file__).resolve().parent.parent / "corpus"
 VOICES = ("summary", "statement", "post", "profile")
 PHRASINGS = 6
+HELDOUT = "heldout"
+HELDOUT_PHRASINGS = 5
+REACTIONS = ("pleased", "displeased")
+SETS = ("train", "held")
 WORDS = (15, 90)
 BALANCE = 0.15
 """Most by which the mean length of a dimension's poles may differ, relative to the longer (``length`` excepted)."""
@@ -57,11 +63,16 @@ class Pair:
 
 @dataclass
 class Corpus:
-    """Everything in the folder: dimensions and prompts by id, pairs in the files' order."""
+    """Everything in the folder: dimensions and prompts by id, pairs in the files' order.
+
+    ``facts``: set (train, held) → voice → texts; ``reactions``: set → pleased or displeased → texts.
+    """
 
     dimensions: dict[str, Dimension] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
+    facts: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    reactions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def words(text: str) -> int:
@@ -82,25 +93,27 @@ def lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _texts(value: Any, where: str, what: str) -> tuple[str, ...]:
+def _texts(value: Any, where: str, what: str, least: int) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(t, str) and t.strip() for t in value):
         raise ConfigError(f"{where}: {what} must be a list of texts")
-    if len(set(value)) < PHRASINGS:
-        raise ConfigError(f"{where}: {what} has {len(set(value))} different texts; at least {PHRASINGS}")
+    if len(set(value)) < least:
+        raise ConfigError(f"{where}: {what} has {len(set(value))} different texts; at least {least}")
     return tuple(value)
 
 
-def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon) -> Dimension:
+def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon, least: int) -> Dimension:
     poles = {}
     for pole in row.get("poles", []):
-        phrasings = {v: _texts(pole.get(v), where, f"{pole.get('id')}.{v}") for v in VOICES}
+        if not isinstance(pole, dict) or not isinstance(pole.get("id"), str):
+            raise ConfigError(f"{where}: a pole needs an id")
+        phrasings = {v: _texts(pole.get(v), where, f"{pole.get('id')}.{v}", least) for v in VOICES}
         for text in phrasings["summary"]:
             if problems := lexicon.explain(text):
                 raise ConfigError(f"{where}: the summary {text!r} breaks {problems[0].rule}: {problems[0].text!r}")
         poles[str(pole["id"])] = Pole(str(pole["id"]), phrasings)
     if len(poles) < 2:
         raise ConfigError(f"{where}: a dimension needs two poles")
-    return Dimension(str(row["id"]), family, str(row["about"]), poles)
+    return Dimension(str(row["id"]), family, str(row.get("about", "")), poles)
 
 
 def _pair(row: dict[str, Any], where: str, corpus: Corpus) -> Pair:
@@ -116,24 +129,49 @@ def _pair(row: dict[str, Any], where: str, corpus: Corpus) -> Pair:
     return Pair(str(row["id"]), dimension, prompt, dict(replies))
 
 
-def load(folder: Path = FOLDER) -> Corpus:
-    """Read and check the whole corpus. Raises ConfigError naming file and line of the first rule broken."""
+def _fact(row: dict[str, Any], where: str, corpus: Corpus) -> None:
+    set_, text = row.get("set"), row.get("text")
+    kind, known, into = (
+        (row.get("voice"), VOICES[1:], corpus.facts)
+        if row["type"] == "fact"
+        else (row.get("kind"), REACTIONS, corpus.reactions)
+    )
+    if set_ not in SETS or kind not in known:
+        raise ConfigError(f"{where}: a {row['type']} is of a set ({', '.join(SETS)}) and one of {', '.join(known)}")
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"{where}: text is missing")
+    into.setdefault(set_, {}).setdefault(str(kind), []).append(text)
+
+
+def load(folder: Path = FOLDER, *, heldout: bool = False) -> Corpus:
+    """Read and check the whole corpus, or its held-out part. Raises ConfigError naming file and line of the first
+    rule broken."""
     corpus, lexicon, seen = Corpus(), Lexicon.load(), set()
+    least = HELDOUT_PHRASINGS if heldout else PHRASINGS
+    if heldout:
+        folder = folder / HELDOUT
+    if not any(folder.glob("*.jsonl")):
+        raise ConfigError(f"{folder}: no corpus (JSON Lines files) there")
     for path in sorted(folder.glob("*.jsonl")):
         for where, row in lines(path):
+            if row.get("type") in ("fact", "reaction"):
+                _fact(row, where, corpus)
+                continue
             key = (row.get("type"), row.get("id"))
-            if not row.get("id") or key in seen:
+            if not isinstance(row.get("id"), str) or key in seen:
                 raise ConfigError(f"{where}: id {row.get('id')!r} is missing or taken")
             seen.add(key)
             match row.get("type"):
                 case "dimension":
-                    corpus.dimensions[row["id"]] = _dimension(row, where, path.stem, lexicon)
+                    corpus.dimensions[row["id"]] = _dimension(row, where, path.stem, lexicon, least)
                 case "prompt":
-                    corpus.prompts[row["id"]] = str(row["text"])
+                    if not isinstance(row.get("text"), str) or not row["text"].strip():
+                        raise ConfigError(f"{where}: text is missing")
+                    corpus.prompts[row["id"]] = row["text"]
                 case "pair":
                     corpus.pairs.append(_pair(row, where, corpus))
                 case other:
-                    raise ConfigError(f"{where}: unknown type {other!r}")
+                    raise ConfigError(f"{where}: unknown type {other!r:.40}")
     if len(set(corpus.prompts.values())) != len(corpus.prompts):
         raise ConfigError("two prompts have the same text")
     return corpus
@@ -160,9 +198,10 @@ def unbalanced(corpus: Corpus) -> list[str]:
 
 
 def main() -> None:
+    words = [a for a in sys.argv[1:] if a != "--heldout"]
     try:
-        corpus = load(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
-    except (PopiError, OSError, KeyError) as e:
+        corpus = load(Path(words[0]) if words else FOLDER, heldout="--heldout" in sys.argv)
+    except (PopiError, OSError) as e:
         sys.exit(f"corpus: {e}")
     for name, dimension in corpus.dimensions.items():
         pairs = [p for p in corpus.pairs if p.dimension == name]

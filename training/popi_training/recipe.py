@@ -1,0 +1,162 @@
+"""Recipes: one small TOML file a run. Every key is known, every number possible, or the file is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from popi_edge.errors import ConfigError
+from popi_training.users import KINDS, Mix
+
+MAX_STEPS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model: its name as in ``popi model list``, and the SHA-256 that its file must have."""
+
+    name: str = "smollm2-135m"
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """``corpus``: its folder, relative to the recipe (empty: the project's own). ``dimensions``: those trained on
+    (empty: all that the split does not hold out)."""
+
+    corpus: str = ""
+    dimensions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Rank and alpha of the adapters (LoRA, arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``batch``: users a step. ``phrasings``: summaries behind one signal prefix; ``halfway``: further ones after half
+    of the signals. ``warmup``: steps of rising rate; ``decay``: share of the steps, at the end, of falling rate.
+
+    ``sharpness``: how much the phrasings that the generator follows best are preferred (0: not at all).
+    """
+
+    steps: int = 100
+    batch: int = 4
+    lr: float = 5e-4
+    warmup: int = 10
+    decay: float = 0.3
+    clip: float = 1.0
+    phrasings: int = 3
+    halfway: int = 2
+    sharpness: float = 0.0
+    threads: int = 2
+    checkpoint_every: int = 20
+    dev_every: int = 60
+    dev_users: int = 24
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run: what, on which base, from which data, how. ``method``: only ``warm_start`` (supervised) so far."""
+
+    name: str
+    seed: int = 0
+    method: str = "warm_start"
+    role: str = "infer"
+    about: str = ""
+    base: Base = field(default_factory=Base)
+    data: Data = field(default_factory=Data)
+    lora: Lora = field(default_factory=Lora)
+    users: Mix = field(default_factory=Mix)
+    train: Schedule = field(default_factory=Schedule)
+    text: str = ""
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe. Raises ConfigError: no such file, not TOML, an unknown key, an impossible number."""
+    try:
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text)
+    except OSError as e:
+        raise ConfigError(f"cannot read the recipe {path}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not TOML: {e}") from None
+    if "text" in table:
+        raise ConfigError(f"{path}: there is no key text")
+    recipe: Recipe = _made(Recipe, table, str(path), "")
+    _check(recipe, str(path))
+    return dataclasses.replace(recipe, text=text)
+
+
+def _made(kind: Any, table: Any, where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(f"{where}: there is no key {prefix}{key}{hint}")
+        values[key] = _value(hints[key], value, where, prefix + key)
+    if kind is Recipe and "name" not in values:
+        raise ConfigError(f"{where}: name is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    """``value`` as the field's type; whole numbers will do for floats. Raises ConfigError naming the key."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {key} must be a table")
+        return _made(hint, value, where, key + ".")
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], v, where, key) for v in value)
+    if origin in (dict, typing.Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        if isinstance(value, dict):
+            return {k: _value(arguments[1], v, where, f"{key}.{k}") for k, v in value.items()}
+    elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(origin, type) and not isinstance(origin, types.GenericAlias) and type(value) is origin:
+        return value
+    name = {str: "text", int: "a whole number", float: "a number", tuple: "a list"}.get(origin, "a table")
+    raise ConfigError(f"{where}: {key} must be {name}, not {value!r:.40}")
+
+
+def _check(r: Recipe, where: str) -> None:
+    t, u = r.train, r.users
+    limits: list[tuple[str, float, float, float]] = [
+        ("train.steps", t.steps, 1, MAX_STEPS), ("train.batch", t.batch, 1, 1024), ("train.lr", t.lr, 1e-9, 1),
+        ("train.warmup", t.warmup, 0, t.steps), ("train.decay", t.decay, 0, 1), ("train.clip", t.clip, 1e-6, 1e6),
+        ("train.phrasings", t.phrasings, 1, 64), ("train.halfway", t.halfway, 0, 64),
+        ("train.sharpness", t.sharpness, 0, 100), ("train.threads", t.threads, 1, 256),
+        ("train.checkpoint_every", t.checkpoint_every, 1, MAX_STEPS), ("train.dev_every", t.dev_every, 1, MAX_STEPS),
+        ("train.dev_users", t.dev_users, 0, 10_000), ("lora.rank", r.lora.rank, 1, 256),
+        ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
+        *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors", "silent")),
+        *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
+        *((f"users.kinds.{k}", w, 0, 1e9) for k, w in u.kinds.items()),
+    ]  # fmt: skip
+    for key, value, low, high in limits:
+        if not low <= value <= high:  # also NaN
+            raise ConfigError(f"{where}: {key} is {value:g}; it must lie between {low:g} and {high:g}")
+    for key, weights in (("wants", u.wants), ("signals", u.signals), ("kinds", tuple(u.kinds.values()))):
+        if not sum(weights) > 0:
+            raise ConfigError(f"{where}: users.{key}: the weights sum to nothing")
+    if unknown := sorted(set(u.kinds) - set(KINDS)):
+        raise ConfigError(f"{where}: users.kinds: there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if u.change + u.cancel > 1:
+        raise ConfigError(f"{where}: users.change and users.cancel sum to more than 1")
+    if not r.name or not all(c.isalnum() or c in "-_." for c in r.name) or r.name.startswith("."):
+        raise ConfigError(f"{where}: name must be letters, digits, - _ and ., not {r.name!r:.40}")
+    if r.method != "warm_start" or r.role != "infer":
+        raise ConfigError(f"{where}: only method = \"warm_start\" of role = \"infer\" can be trained so far")

@@ -1,0 +1,85 @@
+"""What is trained on and what is kept apart: ``training/corpus/splits.json``, fixed before any training.
+
+    python -m popi_training.splits           makes the file anew from the seed; must give the committed bytes
+
+Held out are whole dimensions, combinations of two dimensions, and everything in ``corpus/heldout`` (prompts, pairs and
+phrasings written apart). Some training prompts are for development: their pairs are never trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from popi_edge.errors import ConfigError
+from popi_training.corpus import FOLDER, Corpus, load
+
+FILE = FOLDER / "splits.json"
+SEED = 4
+DIMENSIONS = ("analogies", "order", "energy", "company")
+"""One each of explaining, form, voice and values; chosen before anything was trained."""
+COMBINATIONS = 40
+DEV_PROMPTS_A_FAMILY = 4
+
+
+@dataclass(frozen=True)
+class Splits:
+    """``dimensions``: never trained on. ``combinations``: pairs of dimensions no training user has both of.
+    ``dev_prompts``: ids of prompts whose pairs are for development."""
+
+    seed: int
+    dimensions: frozenset[str]
+    combinations: frozenset[frozenset[str]]
+    dev_prompts: frozenset[str]
+
+    def allows(self, dimensions: list[str]) -> bool:
+        """Whether a training user may have these dimensions together."""
+        if self.dimensions & set(dimensions):
+            return False
+        return not any(frozenset(c) in self.combinations for c in itertools.combinations(dimensions, 2))
+
+
+def make(corpus: Corpus, seed: int = SEED) -> dict[str, object]:
+    """The split drawn by ``seed``, as it is written to the file."""
+    rng = random.Random(seed)
+    trained = sorted(set(corpus.dimensions) - set(DIMENSIONS))
+    pairs = [list(p) for p in itertools.combinations(trained, 2)]
+    families: dict[str, list[str]] = {}
+    for name in sorted(corpus.prompts):
+        families.setdefault(name.rsplit("-", 1)[0], []).append(name)
+    dev = [n for names in families.values() for n in rng.sample(names, DEV_PROMPTS_A_FAMILY)]
+    return {
+        "seed": seed,
+        "dimensions": sorted(DIMENSIONS),
+        "combinations": sorted(rng.sample(pairs, COMBINATIONS)),
+        "dev_prompts": sorted(dev),
+        "heldout": "heldout/*.jsonl",
+    }
+
+
+def read(path: Path = FILE) -> Splits:
+    """Read the split. Raises ConfigError where the file is missing, damaged or names what the corpus lacks."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        return Splits(
+            int(value["seed"]),
+            frozenset(value["dimensions"]),
+            frozenset(frozenset(c) for c in value["combinations"]),
+            frozenset(value["dev_prompts"]),
+        )
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{path}: not a split: {e}") from None
+
+
+def main() -> None:
+    FILE.write_text(json.dumps(make(load()), indent=1) + "\n", "utf-8")
+    print(f"{FILE.name}: {len(read().combinations)} combinations, {len(read().dev_prompts)} development prompts")
+
+
+if __name__ == "__main__":
+    main()

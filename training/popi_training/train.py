@@ -1,0 +1,236 @@
+"""The supervised warm start (DESIGN, the objective: where φ starts): a loop that stops anywhere and goes on exactly.
+
+Everything of a step follows from the recipe and the step's number, so a run that was killed goes on from its last
+checkpoint with the same numbers, bit for bit on one machine. A run's folder: ``recipe.toml``, ``metrics.jsonl`` (a line
+a step), ``checkpoint.pt`` (adapter, optimizer, step; written whole or not at all), ``run.json`` (what it was made
+from).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from popi_edge import prompts
+from popi_edge.config import Settings
+from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.files import whole_file
+from popi_edge.models.bases import file_sha256, locate
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.tokenizer import Tokenizer
+from popi_edge.vocabulary import Lexicon
+from popi_training import base, warm
+from popi_training.loss import supervised
+from popi_training.recipe import Recipe
+
+METRICS, CHECKPOINT, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "run.json", "recipe.toml"
+COMPARED = ("step", "loss", "lr", "grad_norm", "tokens")
+"""Fields of a metrics line that a replay must repeat bit for bit; seconds are not among them."""
+Tell = Callable[[int, int, float], None]
+
+
+@dataclass
+class Trainer:
+    """A run at a step: the model with its adapter, the optimizer, the data."""
+
+    recipe: Recipe
+    data: warm.Set
+    reader: warm.Reader
+    model: Any
+    optimizer: torch.optim.Optimizer
+    made_from: dict[str, str]
+    step: int = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps."""
+        t = self.recipe.train
+        up = min(1.0, (step + 1) / max(1, t.warmup))
+        down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
+        return t.lr * up * down
+
+    def train_step(self) -> dict[str, Any]:
+        """One step over ``batch`` users; returns its line of metrics."""
+        t, began, tokens, total = self.recipe.train, time.monotonic(), 0, 0.0
+        lr = self.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        for i in range(t.batch):
+            _, packed = warm.example(self.recipe, self.data, self.reader, self.step * t.batch + i)
+            loss, _ = supervised(self.model, packed)
+            (loss / t.batch).backward()
+            total += loss.item() / t.batch
+            tokens += len(packed.ids)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), t.clip))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
+        self.optimizer.step()
+        self.step += 1
+        return {
+            "step": self.step, "loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens,
+            "seconds": round(time.monotonic() - began, 2),
+        }  # fmt: skip
+
+    def parameters(self) -> list[Any]:
+        """The adapter's parameters, in the model's order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def develop(self) -> dict[str, Any]:
+        """On development users: the loss; how often their summary is likelier, per token, than the opposite user's."""
+        losses, right = [], []
+        for i in range(self.recipe.train.dev_users):
+            _, packed = warm.dev_example(self.recipe, self.data, self.reader, i)
+            loss, sums = supervised(self.model, packed)
+            each = sums / torch.tensor(packed.sizes)
+            losses.append(loss.item())
+            right.append(float((each[0] > each[2]) + (each[1] > each[3])) / 2)
+        return {"dev_loss": sum(losses) / len(losses), "dev_choice": sum(right) / len(right)} if losses else {}
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint whole. Raises StoreError (a full disk); the one before stays then."""
+        state = {
+            "step": self.step,
+            "made_from": self.made_from,
+            "lora": {n: torch.from_numpy(a) for n, a in base.lora_state(self.model).items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            with whole_file(folder / CHECKPOINT) as out:
+                torch.save(state, out)
+        except (OSError, RuntimeError) as e:
+            why = getattr(e, "strerror", None) or str(e).splitlines()[0]
+            raise StoreError(f"cannot write the checkpoint of step {self.step} to {folder}: {why}") from None
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the checkpoint. Raises ConfigError for one made from something else, ModelError for a damaged
+        one."""
+        path = folder / CHECKPOINT
+        try:
+            state = torch.load(path, weights_only=True)
+            made_from, step = state["made_from"], int(state["step"])
+            lora = {n: v.numpy() for n, v in state["lora"].items()}
+        except OSError as e:
+            raise ModelError(f"cannot read {path}: {e.strerror}") from None
+        except Exception as e:  # torch raises many kinds for a damaged file
+            raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
+        for key, value in self.made_from.items():
+            if made_from.get(key) != value:
+                raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
+        base.load_lora(self.model, lora)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = step
+
+
+def open_run(recipe: Recipe, where: Path, settings: Settings) -> Trainer:
+    """Load data and model for a recipe read from ``where``. Raises ConfigError, ModelError."""
+    data = warm.load(recipe, where)
+    gguf = locate(recipe.base.name, settings.models)
+    digest = file_sha256(gguf)
+    if recipe.base.sha256 and digest != recipe.base.sha256:
+        raise ModelError(f"{gguf.name} has SHA-256 {digest[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+    torch.set_num_threads(recipe.train.threads)
+    torch.use_deterministic_algorithms(True)
+    file = Gguf(gguf)
+    reader = warm.Reader(Tokenizer(file), int(file.need("llama.context_length", int)))
+    model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
+    return Trainer(recipe, data, reader, model, optimizer, made_from(recipe, data, digest))
+
+
+def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str]:
+    """Hashes of all that a run depends on."""
+    texts = [*warm._texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
+    contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
+    return {
+        "recipe": _hash(recipe.text),
+        "corpus": _hash(texts),
+        "prompt contract": _hash(contract),
+        "base": base_sha256,
+    }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell) -> bool:
+    """Train up to step ``until``, or for so many minutes, then save. Returns whether the recipe's end was reached."""
+    t, began = trainer.recipe.train, time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CHECKPOINT).exists():
+            trainer.restore(folder)
+        _keep(folder / METRICS, trainer.step)
+        with whole_file(folder / RECIPE) as out:
+            out.write(trainer.recipe.text.encode())
+        with whole_file(folder / RUN) as out:
+            out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
+        saved = trainer.step
+        with (folder / METRICS).open("a", encoding="utf-8") as log:
+            while trainer.step < min(until, t.steps):
+                line = trainer.train_step()
+                if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
+                    line |= trainer.develop()
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                tell(trainer.step, min(until, t.steps), line["loss"])
+                late = minutes is not None and time.monotonic() - began >= 60 * minutes
+                if trainer.step % t.checkpoint_every == 0 or late:
+                    trainer.save(folder)
+                    saved = trainer.step
+                if late:
+                    break
+        if saved != trainer.step:
+            trainer.save(folder)
+    except OSError as e:
+        raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
+    return trainer.step >= t.steps
+
+
+def _keep(path: Path, step: int) -> None:
+    """Drop the lines of steps that the checkpoint does not hold: they will be made again."""
+    lines = read_metrics(path) if path.exists() else []
+    with whole_file(path) as out:
+        out.write("".join(json.dumps(m) + "\n" for m in lines if m["step"] <= step).encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, step by step; a last line that was cut off is left out. Raises ConfigError."""
+    out = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+            out.append({**value, "step": int(value["step"])})
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise ConfigError(f"{path}, line {number}: not a line of metrics") from None
+    return out
+
+
+def differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:
+    """Where two runs' metrics differ in their common steps: empty if they agree bit for bit."""
+    known = {m["step"]: m for m in theirs}
+    out = []
+    for m in ours:
+        other = known.get(m["step"])
+        if other is None:
+            out.append(f"step {m['step']} is not there to compare with")
+            continue
+        unlike = [k for k in COMPARED if m.get(k) != other.get(k)]
+        out += [f"step {m['step']}: {k} {m.get(k)!r} against {other.get(k)!r}" for k in unlike]
+    return out
