@@ -81,6 +81,11 @@ def understood(signal: Signal, lexicon: Lexicon) -> bool:
     return bool(words) and known >= prompts.spec()["evidence"]["english_share"] * len(words)
 
 
+def spoken(text: str) -> str:
+    """A summary without the contract's sentence for having nothing to say, which a trained model was taught."""
+    return " ".join(text.replace(prompts.spec()["silence"], " ").split())
+
+
 def evidence(signals: Sequence[Signal]) -> int:
     """How much the signals say, in the contract's points."""
     points = prompts.spec()["evidence"]
@@ -113,6 +118,8 @@ def infer(
     start = window([engine.count(t) for t in texts], budget, limits["drop_block"])
     prompt = prompts.chat_ids(tokenizer, prompts.infer_messages(texts[start:], previous))
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
+    text = spoken(text)
     if not text:
-        return Inferred("", 0, "insufficient", "the model had nothing to say", ids[start:], len(prompt))
+        reason = "the signals say nothing of how replies should be"
+        return Inferred("", 0, "insufficient", reason, ids[start:], len(prompt))
     return Inferred(text, tokens, "draft", "", ids[start:], len(prompt))

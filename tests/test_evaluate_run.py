@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from click.testing import CliRunner
 from popi_edge import prompts
 from popi_edge.engines.base import Score
 from popi_edge.errors import ConfigError, EngineError, PopiError
+from popi_edge.summarize import Decoding
 from popi_training.cli import Meter, evaluate
 from popi_training.evaluate import report, run
 from popi_training.evaluate.conditions import CONDITIONS, draw_donors
 from popi_training.evaluate.data import HISTORY, Dataset, load
 from popi_training.evaluate.journal import UNITS, Journal
 from tests.tiny import TEMPLATE
+
+PLAIN = [c for c in CONDITIONS if c != "untrained_summary"]
+"""The conditions of a bundle in which nothing is trained."""
 
 WARM, COLD = "Write like warm summer.", "Write like cold winter."
 REPLY = {WARM: "summer", COLD: "winter"}
@@ -129,7 +134,7 @@ def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     result = evaluated(data, Toy())
     got = result["conditions"]
-    assert list(got) == list(CONDITIONS)
+    assert list(got) == PLAIN
     assert got["none"]["accuracy"] == 0.5  # m is 0 on every row
     # Bare: four of twelve pairs have the longer reply preferred (its third word costs more), the others tie.
     assert result["baselines"]["likelihood"]["accuracy"] == pytest.approx((0 * 4 + 0.5 * 8) / 12)
@@ -207,7 +212,7 @@ def test_the_result_is_json_and_text_even_where_nothing_can_be_said(tmp_path: Pa
     json.dumps(result, allow_nan=False)
     assert result["gap_closed"]["oracle_summary"] == {"accuracy": 1.0, "contrast": 1.0}
     lines = report.text(result).splitlines()
-    for name in (*CONDITIONS, "longer"):
+    for name in (*PLAIN, "longer"):
         assert sum(line.startswith(f"{name} ") for line in lines) >= 4
     assert any(line.startswith("With the profile") for line in lines)
 
@@ -218,6 +223,41 @@ def test_nothing_is_computed_twice_and_like_prompts_follow_each_other(tmp_path: 
     assert toy.calls == sorted(toy.calls)  # every summary before the first score
     assert toy.prompts == sorted(toy.prompts)
     assert toy.calls.count("infer") == 24
+
+
+def test_a_trained_bundle_is_shown_beside_the_untouched_base(tmp_path: Path) -> None:
+    """The toy's trained summaries name the liked word, its untrained ones say something of no use."""
+
+    class Trained(Toy):
+        def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+            if options["adapter"] == "infer":
+                return super().stream(prompt, **options)
+            self._call("infer")
+            return iter(self.tokenizer.encode(" nothing. More."))
+
+    toy = Trained()
+    how = Decoding(opening="Prefers", sentences=1)
+    pair = run.Pair(toy, model="toy", infer_adapter="infer", untrained=how)  # type: ignore[arg-type]
+    result, listing = run.evaluate(dataset(tmp_path), pair, Journal(), advance=quiet)
+    got = result["conditions"]
+    assert list(got) == list(CONDITIONS)
+    assert got["summary"]["contrast"] == 1
+    assert got["untrained_summary"]["contrast"] == 0.5  # the same words for everybody
+    assert got["untrained_summary"]["tokens"] > 0
+    assert {line["text"] for line in listing} == {"They like summer.", "They like winter."}
+    test = next(t for t in result["tests"] if t["b"] == "untrained_summary" and t["metric"] == "contrast")
+    assert test["difference"] == 0.5
+
+
+def test_rows_that_name_a_mirror_are_contrasted_with_it(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    kin = {(r.prompt, r.user_key): r.id for r in data.rows}
+    rows = [replace(r, mirror=kin[r.prompt, COLD if r.user_key == WARM else WARM]) for r in data.rows]
+    for r, donor in zip(rows, draw_donors(rows, 3), strict=True):
+        assert rows[donor.opposite].id == r.mirror
+    lost = [replace(r, mirror="nobody") for r in rows]
+    with pytest.raises(ConfigError, match="none of the opposite persona"):
+        draw_donors(lost, 3)
 
 
 # resuming -----------------------------------------------------------------------------------------------------
@@ -324,7 +364,7 @@ def test_the_command_prints_the_contracts_json(tmp_path: Path, command: Callable
     done = command(*args, "--summaries", str(tmp_path / "summaries.jsonl"), "--profile")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert set(result["conditions"]) == set(CONDITIONS)
+    assert set(result["conditions"]) == set(PLAIN)
     for c in result["conditions"].values():
         assert list(c) == ["accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens"]
     for key in ("baselines", "gap_closed", "tests", "users", "pairs", "shorter", "by_persona", "distinct_summaries",

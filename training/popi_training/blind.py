@@ -1,7 +1,7 @@
 """The blind check of the corpus: readers who did not write it name the pole of a reply from the reply alone.
 
-    python -m popi_training.blind sheets OUT     question sheets: what a reader sees, nothing else
-    python -m popi_training.blind score          agreement by dimension from the committed guesses
+    python -m popi_training.blind sheets OUT [--heldout]    question sheets: what a reader sees, nothing else
+    python -m popi_training.blind score [--heldout]         agreement by dimension from the committed guesses
 
 Two questions. ``choice``: one reply of every pair, drawn by seed, and the dimension's two poles. ``open``: the other
 reply of ten pairs a dimension, and only the list of all dimensions; up to three poles, the most evident first. An
@@ -25,7 +25,7 @@ from popi_training.corpus import FOLDER, Corpus, lines, load
 SEED = 20261124
 OPEN_PAIRS = 10
 AGREEMENT = 0.9
-GUESSES = "blind/guesses.jsonl"
+GUESSES = {False: "blind/guesses.jsonl", True: "blind/guesses-heldout.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Item:
     text: str
     poles: tuple[str, str]
     answer: str
+
+    @property
+    def answers(self) -> set[str]:
+        """The pole, and the pole with its dimension, as an open answer names it."""
+        return {self.answer, f"{self.dimension}:{self.answer}"} if self.kind == "choice" else {
+            f"{self.dimension}:{self.answer}"
+        }
 
 
 def items(corpus: Corpus, seed: int = SEED) -> list[Item]:
@@ -103,24 +110,25 @@ def agreement(corpus: Corpus, guesses: dict[str, list[str]], kind: str) -> dict[
             guess = guesses[item.id][:3]
             count = counts[item.dimension]
             count[0] += 1
-            count[1] += guess[0] == item.answer
-            count[2] += item.answer in guess
+            count[1] += guess[0] in item.answers
+            count[2] += bool(item.answers & set(guess))
     return {d: (c[0], c[1], c[2]) for d, c in counts.items()}
 
 
 def missed(corpus: Corpus, guesses: dict[str, list[str]]) -> list[Item]:
     """``choice`` items whose pole was not named: to be rewritten."""
-    return [i for i in items(corpus) if i.kind == "choice" and i.id in guesses and guesses[i.id][0] != i.answer]
+    return [i for i in items(corpus) if i.kind == "choice" and i.id in guesses and guesses[i.id][0] not in i.answers]
 
 
 def main() -> None:
+    heldout = "--heldout" in sys.argv
     try:
-        folder = Path(sys.argv[3]) if len(sys.argv) > 3 else FOLDER
-        match sys.argv[1:3]:
+        corpus = load(heldout=heldout)
+        match [a for a in sys.argv[1:] if a != "--heldout"]:
             case ["sheets", out]:
-                sheets(load(folder), Path(out))
-            case ["score", *rest]:
-                _score(load(folder), Path(rest[0]) if rest else folder / GUESSES)
+                sheets(corpus, Path(out), parts=1 if heldout else 4)
+            case ["score"]:
+                _score(corpus, FOLDER / GUESSES[heldout])
             case _:
                 sys.exit(__doc__)
     except (PopiError, OSError) as e:

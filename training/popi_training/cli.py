@@ -11,7 +11,7 @@ import click
 
 from popi_edge.cli.common import App, common
 
-FORMATS = ("alignx", "onestopenglish")
+FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
 
 
@@ -51,13 +51,17 @@ class Meter:
 @click.command("eval")
 @click.option("--bundle", metavar="B", help="A bundle's name, folder or GGUF file (default: the default bundle).")
 @click.option(
-    "--data", required=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Pairs to choose between, with each user's signals.",
+    "--data", required=True, metavar="FILE", type=click.Path(exists=True, path_type=Path),
+    help="Pairs to choose between, with each user's signals; for format corpus the corpus' folder.",
 )  # fmt: skip
 @click.option("--format", "format_", required=True, type=click.Choice(FORMATS), help="What the file is.")
 @click.option(
     "--half", default="all", show_default=True, type=click.Choice(HALVES),
     help="Which prompts: dev may be looked at while developing, final is for the end.",
+)  # fmt: skip
+@click.option(
+    "--set", "part", default="prompts", show_default=True, metavar="NAME",
+    help="Of our own corpus: prompts, phrasings, users, combinations, dimensions, kind-KIND or signals-N.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="So many rows, drawn by the seed.")
 @click.option("--seed", default=0, show_default=True, help="Draws rows, donors and intervals.")
@@ -79,6 +83,7 @@ def evaluate(
     data: Path,
     format_: str,
     half: str,
+    part: str,
     limit: int | None,
     seed: int,
     engine: str | None,
@@ -91,7 +96,7 @@ def evaluate(
     from popi_training.evaluate.data import load
     from popi_training.evaluate.journal import Journal, write_whole
 
-    rows = load(data, format_, half=half, limit=limit, seed=seed)
+    rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     pair = run.open_pair(bundle, engine, app.settings)
     meter = Meter()
     try:

@@ -26,7 +26,8 @@ class Mix:
     ``wants``: weights of one, two, three, four poles. ``signals``: weights of one to three signals for each pole.
     ``noise``: a judgement the wrong way round; ``change``: a first pole overtaken by its opposite; ``cancel``: a pole
     as often for as against, of which nothing is to be said; ``distractors``: users with facts among their signals;
-    ``silent``: users of whom nothing can be said.
+    ``silent``: users with facts alone, of whom nothing can be said. ``most`` and ``least`` bound the signals that
+    show something.
     """
 
     wants: tuple[float, ...] = (0.45, 0.3, 0.15, 0.1)
@@ -43,6 +44,7 @@ class Mix:
     distractors: float = 0.25
     silent: float = 0.08
     most: int = 8
+    least: int = 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def draw(
     elif wants is None and len(chosen) > 1 and rng.random() < mix.cancel / (1 - mix.change):
         plan = _cancelled(plan, chosen.pop(), material)
     plan = plan[: mix.most]
-    if len(plan) < 2:
+    if len(plan) < mix.least:
         plan = plan * 2
     teller = _Teller(name, material, mix, rng, avoid)
     said: list[Want] = []
@@ -176,7 +178,7 @@ def _ranked(said: Sequence[Want], plan: Sequence[tuple[Want, Want | None]]) -> t
 
 
 def _silent(name: str, material: Material, rng: random.Random) -> User:
-    """Facts only, or judgements on one dimension that cancel out."""
+    """Facts only."""
     teller = _Teller(name, material, Mix(), rng, ())
     signals = [teller.fact() for _ in range(rng.randint(2, 4))]
     return User(name, (), tuple(signals), tuple(() for _ in signals))

@@ -4,6 +4,7 @@ none               the bare prompt
 raw                the user's signals themselves
 shuffled_summary   the summary of a random other row, against that of yet another
 summary            the summary of the user's signals, against that of a row of the opposite persona
+untrained_summary  the same as the untouched base writes it, zero-shot (where the bundle has an inference adapter)
 oracle_summary     the persona's own sentence, against the opposite persona's
 """
 
@@ -18,8 +19,8 @@ from popi_edge.errors import ConfigError
 from popi_edge.signals import Signal
 from popi_training.evaluate.data import Row, generator, same_text
 
-CONDITIONS = ("none", "raw", "shuffled_summary", "summary", "oracle_summary")
-FROM_SIGNALS = ("raw", "shuffled_summary", "summary")
+CONDITIONS = ("none", "raw", "untrained_summary", "shuffled_summary", "summary", "oracle_summary")
+FROM_SIGNALS = ("raw", "untrained_summary", "shuffled_summary", "summary")
 """The conditions that depend on what counts as the user's signals (with or without the profile)."""
 
 
@@ -57,13 +58,17 @@ def draw_donors(rows: Sequence[Row], seed: int) -> list[Donors]:
     """Donors of each row, drawn by ``seed`` and the row's id alone among ``rows``.
 
     A row whose own signals are about the prompt in question never lends: an opposite user's past choice on
-    that very pair would decide it by copying. Raises ConfigError where no row is left to lend.
+    that very pair would decide it by copying. A row that names its mirror is contrasted with that one. Raises
+    ConfigError where no row is left to lend.
     """
+    named = {row.id: k for k, row in enumerate(rows)}
     asked = [{same_text(getattr(s, "prompt", None) or "") for s in r.signals} for r in rows]
     out = []
     for i, row in enumerate(rows):
         fit = [k for k in range(len(rows)) if k != i and same_text(row.prompt) not in asked[k]]
         opposite = [k for k in fit if rows[k].user_key != row.user_key]
+        if row.mirror:
+            opposite = [k for k in opposite if k == named.get(row.mirror)]
         if not opposite:
             raise ConfigError(f"too few rows: none of the opposite persona can lend its signals to {row.id}")
         rng = generator(seed, "donors", row.id)
@@ -81,6 +86,7 @@ def contexts(
     donors: Sequence[Donors],
     summaries: Sequence[str],
     profile: bool,
+    untrained: Sequence[str] = (),
 ) -> tuple[Context, Context]:
     """The context of row ``i`` under a condition, and the one it is contrasted with."""
     row, donor = rows[i], donors[i]
@@ -94,6 +100,8 @@ def contexts(
             return Context(summaries[donor.shuffled]), Context(summaries[donor.shuffled_too])
         case "summary":
             return Context(summaries[i]), Context(summaries[donor.opposite])
+        case "untrained_summary":
+            return Context(untrained[i]), Context(untrained[donor.opposite])
         case "oracle_summary":
             return Context(row.oracle), Context(row.opposite_oracle)
     raise ConfigError(f"there is no condition {condition!r}")

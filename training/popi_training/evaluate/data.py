@@ -3,6 +3,7 @@
 ``alignx``          a JSON list as AlignX publishes it: target pair, four history pairs, profile, persona
 ``onestopenglish``  JSON lines, one paragraph at three reading levels: a pair is its easiest and its hardest
                     version, a user prefers one of the two throughout
+``corpus``          the folder of our own corpus: users made from what training never saw (``popi_training.testsets``)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from popi_edge.errors import ConfigError, PopiError, SignalError
 from popi_edge.signals import Comparison, Profile, Signal
 
-FORMATS = ("alignx", "onestopenglish")
+FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
 HISTORY = "Pair-wise Comparative Feedback"
 LONG_AGO = "1970-01-01T00:00:00Z"
@@ -57,6 +58,9 @@ class Row:
     block: str = ""
     """Rows that belong together (a balanced design): a limit draws whole blocks. Empty: each by itself."""
 
+    mirror: str = ""
+    """The row of the opposite user on the same pair, where there is one: what this row is contrasted with."""
+
     @property
     def cluster(self) -> str:
         return self.prompt
@@ -83,10 +87,13 @@ def generator(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256(json.dumps([str(p) for p in parts]).encode()).digest())
 
 
-def load(path: Path, format: str, *, half: str = "all", limit: int | None = None, seed: int = 0) -> Dataset:
+def load(
+    path: Path, format: str, *, half: str = "all", limit: int | None = None, seed: int = 0, part: str = ""
+) -> Dataset:
     """The rows of a file; ``limit`` rows of them are drawn by ``seed``, the personas in equal parts.
 
-    A file with anything wrong in it is refused whole, since an evaluation on part of it would be another one.
+    ``part``: which test set of our own corpus. A file with anything wrong in it is refused whole, since an evaluation
+    on part of it would be another one.
     Raises ConfigError (no such file, nothing left), SignalError (naming the row or line, and the field).
     Does not protect against the same text under two differently worded prompts.
     """
@@ -96,6 +103,11 @@ def load(path: Path, format: str, *, half: str = "all", limit: int | None = None
         raise ConfigError(f"half is {half!r}; it must be one of {', '.join(HALVES)}")
     if limit is not None and limit < 2:
         raise ConfigError(f"limit is {limit}; it must be at least 2, one row of each persona")
+    if format == "corpus":
+        from popi_training.testsets import DEFAULT_ROWS, build
+
+        rows, digest = build(path, part, limit or DEFAULT_ROWS, seed)
+        return Dataset(tuple(rows), {}, digest, f"corpus:{part}", ("one", "other"))
     text, digest = _read(path)
     read = _alignx if format == "alignx" else _onestop
     rows, dropped, personas = read(text, path, half, seed)

@@ -18,6 +18,7 @@ Values = NDArray[np.float64]
 RESAMPLES = 2_000
 PAIRED = (
     ("summary", "raw"),
+    ("summary", "untrained_summary"),
     ("summary", "shuffled_summary"),
     ("summary", "none"),
     ("raw", "none"),

@@ -60,11 +60,14 @@ class Pair:
     model: str = "untitled"
     identity: str = ""
     decoding: Decoding = field(default_factory=Decoding)
+    untrained: Decoding | None = None
+    """How the untouched base is made to write its summary beside the trained one; None where nothing is trained."""
 
     def settings(self, data: Dataset, seed: int) -> dict[str, Any]:
         """All that a stored unit depends on beside its key: what must agree for a run to be continued."""
         words = sorted(self.lexicon.words) if self.lexicon is not None else []
-        spec = json.dumps([dict(prompts.spec()), asdict(self.decoding), words], sort_keys=True).encode()
+        how = [asdict(d) for d in (self.decoding, self.untrained) if d is not None]
+        spec = json.dumps([dict(prompts.spec()), how, words], sort_keys=True).encode()
         return {
             "format": data.format,
             "data": data.sha256,
@@ -81,7 +84,7 @@ def open_pair(bundle: str | None, engine: str | None, settings: Settings) -> Pai
 
     The closed vocabulary is the shipped one, without words that a person added: no figure depends on them.
     """
-    from popi_edge.models.bundle import open_bundle
+    from popi_edge.models.bundle import ZERO_SHOT, open_bundle
     from popi_edge.vocabulary import ClosedVocabulary, Lexicon
 
     opened = open_bundle(bundle, settings)
@@ -101,29 +104,35 @@ def open_pair(bundle: str | None, engine: str | None, settings: Settings) -> Pai
         model=f"{opened.name} {opened.version}",
         identity=" ".join([opened.identity, str(size), *hashes]),
         decoding=opened.decoding,
+        untrained=Decoding(**ZERO_SHOT) if opened.adapter("infer") else None,
     )
 
 
 # stage 1 --------------------------------------------------------------------------------------------------
 def summarize_all(
-    rows: Sequence[Row], pair: Pair, journal: Journal, *, profile: bool, advance: Advance
+    rows: Sequence[Row], pair: Pair, journal: Journal, *, profile: bool, advance: Advance, untrained: bool = False
 ) -> list[dict[str, Any]]:
-    """The summary of every row's signals: text (empty where there is too little to say), tokens, status."""
+    """The summary of every row's signals: text (empty where there is too little to say), tokens, status.
+
+    ``untrained``: as the base alone writes it.
+    """
+    name = "untrained" if untrained else "summary"
     histories = {}
     for row in rows:
         signals = user_signals(row, profile)
-        histories[f"summary:{signals_key(signals)}"] = signals
+        histories[f"{name}:{signals_key(signals)}"] = signals
     todo = sorted(k for k in histories if k not in journal)
     todo.sort(key=lambda k: [s.content_hash() for s in histories[k]])  # histories that begin alike side by side
-    stage = "summaries with profile" if profile else "summaries"
+    stage = ("untrained " if untrained else "") + ("summaries with profile" if profile else "summaries")
+    how = pair.untrained if untrained and pair.untrained else pair.decoding
     for key in todo:
         made = infer(
             pair.engine,
             histories[key],
             constraint=pair.constraint,
-            adapter=pair.infer_adapter,
+            adapter=None if untrained else pair.infer_adapter,
             lexicon=pair.lexicon,
-            decoding=pair.decoding,
+            decoding=how,
         )
         kept = asdict(made)
         kept.pop("signal_ids")
@@ -131,7 +140,7 @@ def summarize_all(
             kept["text"] = ""
         journal.add(key, kept)
         advance(stage, 1, len(todo))
-    return [journal[f"summary:{signals_key(user_signals(row, profile))}"] for row in rows]
+    return [journal[f"{name}:{signals_key(user_signals(row, profile))}"] for row in rows]
 
 
 # stage 2 --------------------------------------------------------------------------------------------------
@@ -202,17 +211,22 @@ class Scores:
 
 # stage 3 --------------------------------------------------------------------------------------------------
 def outcomes(
-    rows: Sequence[Row], donors: Sequence[Donors], summaries: Sequence[str], scores: Scores, profile: bool
-) -> dict[str, Outcome]:
+    rows: Sequence[Row], donors: Sequence[Donors], summaries: Sequence[str], scores: Scores, profile: bool,
+    untrained: Sequence[str] = (),
+) -> dict[str, Outcome]:  # fmt: skip
     """Every condition over all rows, from scores already computed."""
     out = {}
-    for condition in CONDITIONS:
-        both = [contexts(condition, i, rows, donors, summaries, profile) for i in range(len(rows))]
+    for condition in _run(CONDITIONS, untrained):
+        both = [contexts(condition, i, rows, donors, summaries, profile, untrained) for i in range(len(rows))]
         own = [scores.margin(i, c) for i, (c, _) in enumerate(both)]
         other = [scores.margin(i, c) for i, (_, c) in enumerate(both)]
         tokens = np.array([scores.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
         out[condition] = Outcome(wins(own), wins(own, np.array(other)), tokens)
     return out
+
+
+def _run(conditions: Sequence[str], untrained: Sequence[str]) -> list[str]:
+    return [c for c in conditions if c != "untrained_summary" or untrained]
 
 
 def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequence[dict[str, Any]], seed: int,
@@ -252,17 +266,24 @@ def evaluate(
     donors = draw_donors(rows, seed)
     kinds = (False, True) if profile and any(r.profile for r in rows) else (False,)
     summaries = {kind: summarize_all(rows, pair, journal, profile=kind, advance=advance) for kind in kinds}
+    plain: dict[bool, list[str]] = {kind: [] for kind in kinds}
+    if pair.untrained is not None:
+        for kind in kinds:
+            made = summarize_all(rows, pair, journal, profile=kind, advance=advance, untrained=True)
+            plain[kind] = [s["text"] for s in made]
     scores = Scores(rows, pair, journal)
     texts = {kind: [s["text"] for s in made] for kind, made in summaries.items()}
     for kind in kinds:
-        for condition in CONDITIONS if not kind else FROM_SIGNALS:
+        for condition in _run(CONDITIONS if not kind else FROM_SIGNALS, plain[kind]):
             for i in range(len(rows)):
-                for context in contexts(condition, i, rows, donors, texts[kind], kind):
+                for context in contexts(condition, i, rows, donors, texts[kind], kind, plain[kind]):
                     scores.job(i, context)
     scores.compute(advance)
     bare = [scores.raw_margin(i, BARE) for i in range(len(rows))]
     results = [
-        describe(rows, outcomes(rows, donors, texts[k], scores, k), summaries[k], seed, bare, k, data.personas)
+        describe(
+            rows, outcomes(rows, donors, texts[k], scores, k, plain[k]), summaries[k], seed, bare, k, data.personas
+        )
         for k in kinds
     ]
     result = results[0] | {

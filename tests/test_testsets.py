@@ -1,0 +1,139 @@
+"""Test sets from the corpus hold out what they say, in pairs of opposite users; the probe reads what is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from popi_edge.errors import ConfigError
+from popi_edge.signals import Comparison, Signal
+from popi_training import behaviour, corpus, probe, splits, testsets
+from popi_training.evaluate.conditions import draw_donors
+from popi_training.evaluate.data import Row, load
+from popi_training.users import Mix, User, Want
+
+OURS, HELD, SPLIT = corpus.load(), corpus.load(heldout=True), splits.read()
+TRAIN_PROMPTS = {t for i, t in OURS.prompts.items() if i not in SPLIT.dev_prompts}
+
+
+def rows(part: str, count: int = 60) -> tuple[Row, ...]:
+    return load(corpus.FOLDER, "corpus", limit=count, part=part).rows
+
+
+def asked(signal: Signal) -> str | None:
+    return getattr(signal, "prompt", None)
+
+
+@pytest.mark.parametrize("part", [*testsets.SETS, "kind-edit", "signals-8"])
+def test_users_come_in_opposite_pairs_on_one_target(part: str) -> None:
+    found = rows(part)
+    assert len(found) == 60
+    for one, other in zip(found[::2], found[1::2], strict=True):
+        assert (one.prompt, one.chosen, one.rejected) == (other.prompt, other.rejected, other.chosen)
+        assert (one.oracle, one.opposite_oracle) == (other.opposite_oracle, other.oracle)
+        assert (one.mirror, other.mirror) == (other.id, one.id)
+        for row in (one, other):
+            assert row.prompt not in {asked(s) for s in row.signals}
+    for row, donor in zip(found, draw_donors(found, 0), strict=True):
+        assert found[donor.opposite].id == row.mirror
+    assert rows(part) == found  # the same every time
+
+
+def test_the_longer_reply_is_right_for_half() -> None:
+    found = rows("prompts", 200)
+    assert sum(len(r.chosen) > len(r.rejected) for r in found) == sum(len(r.chosen) < len(r.rejected) for r in found)
+
+
+def test_held_out_prompts_are_in_no_training_file() -> None:
+    for row in rows("prompts"):
+        texts = {row.prompt, *(asked(s) for s in row.signals)} - {None}
+        assert texts <= set(HELD.prompts.values()) and not texts & TRAIN_PROMPTS
+
+
+def test_held_out_phrasings_are_the_held_out_ones() -> None:
+    trained = {t for d in OURS.dimensions.values() for p in d.poles.values() for v in p.phrasings.values() for t in v}
+    for row in rows("phrasings"):
+        for signal in row.signals:
+            assert signal.kind in testsets.SAID
+            assert not trained & set(signal.texts())
+
+
+def test_held_out_combinations_and_dimensions_are_the_splits() -> None:
+    def dimensions(row: Row) -> set[str]:
+        said = {t: d.id for d in OURS.dimensions.values() for p in d.poles.values() for t in p.phrasings["summary"]}
+        return {d for t, d in said.items() if t in row.oracle}
+
+    assert {frozenset(dimensions(r)) for r in rows("combinations")} <= SPLIT.combinations
+    assert set().union(*(dimensions(r) for r in rows("dimensions"))) == SPLIT.dimensions
+    for part in ("users", "prompts", "phrasings"):
+        assert not set().union(*(dimensions(r) for r in rows(part))) & SPLIT.dimensions
+
+
+def test_kinds_and_numbers_are_what_they_are_called() -> None:
+    assert {s.kind for r in rows("kind-rating") for s in r.signals} == {"rating"}
+    for n in (1, 2, 8):
+        found = rows(f"signals-{n}")
+        assert {len(r.signals) for r in found} == {n}
+        assert all(isinstance(s, Comparison) for r in found for s in r.signals)
+
+
+@pytest.mark.parametrize("part", ["prompt", "kind-letter", "signals-0", "signals-17", ""])
+def test_a_set_that_does_not_exist_is_named(part: str) -> None:
+    with pytest.raises(ConfigError, match="there is no set"):
+        rows(part)
+
+
+def test_a_folder_without_a_corpus_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no corpus"):
+        load(tmp_path, "corpus", part="prompts")
+
+
+# the probe ------------------------------------------------------------------------------------------------
+def test_the_probe_reads_phrasings_that_it_was_not_fitted_on_far_above_chance() -> None:
+    def examples(which: corpus.Corpus) -> list[tuple[Want, str]]:
+        return [
+            (Want(d.id, p.id), t)
+            for d in which.dimensions.values()
+            for p in d.poles.values()
+            for t in p.phrasings["summary"]
+        ]
+
+    made = probe.Probe.fit(examples(OURS))
+    unseen = examples(HELD)
+    assert sum(want in made.poles(text) for want, text in unseen) / len(unseen) > 0.5  # chance: 1/56
+    seen = examples(OURS)
+    assert sum(probe.fitted().poles(text) == [want] for want, text in seen) / len(seen) > 0.95
+
+
+def test_verdicts_count_named_opposite_missed_and_other() -> None:
+    short, funny = Want("length", "short"), Want("humour", "funny")
+    text = "Prefers short answers that stop once the question is answered. Enjoys funny, playful replies."
+    made = probe.fitted()
+    assert probe.judge(text, [short, funny], made) == probe.Verdict(2, 0, 0, 0)
+    assert probe.judge(text, [Want("length", "long")], made) == probe.Verdict(0, 1, 0, 1)
+    assert probe.judge("", [short], made) == probe.Verdict(0, 0, 1, 0)
+    verdicts = [probe.judge(text, [short, funny], made), probe.judge("", [short], made)]
+    assert probe.f1(verdicts) == pytest.approx(2 * 2 / (2 + 3))
+    assert probe.f1([]) == 0
+
+
+def test_behaviour_figures_are_counted_from_the_summaries() -> None:
+    short = Want("length", "short")
+    user, mute = User("a", (short,), (), ()), User("b", (), (), ())
+    said = "Prefers short answers that stop once the question is answered."
+    got = behaviour.figures([(user, said, "draft"), (user, said, "draft"), (user, "", "insufficient")])
+    assert (got["named"], got["missed"], got["distinct"]) == (0.6667, 0.3333, 1)
+    assert got["silent"] == 0.3333
+    got = behaviour.figures([(mute, "", "insufficient"), (mute, said, "draft")])
+    assert (got["named"], got["silent"], got["others_a_user"]) == (None, 0.5, 0.5)
+
+
+def test_users_for_behaviour_are_silent_changed_and_mixed() -> None:
+    assert all(not u.wants for u in behaviour.users("silent", 20, 0))
+    assert all(u.wants for u in behaviour.users("mixed", 20, 0))
+    for user in behaviour.users("changed", 20, 0):
+        old = next(said for said in user.upto if said)[0]
+        assert user.wants[0].dimension == old.dimension and user.wants[0].pole != old.pole
+    assert all(len(u.signals) == 16 for u in behaviour.users("signals-16", 4, 0))
+    assert Mix().least == 2

@@ -1,0 +1,131 @@
+"""Users for measuring, made from what training never saw: each set holds out one thing.
+
+``prompts``        signals and targets from the held-out prompts, in the training phrasings
+``phrasings``      signals said in the held-out phrasings (statements, posts, profiles, wishes); held-out prompts too
+``users``          new users of training pairs (the targets themselves were never trained on: only signals are)
+``combinations``   two dimensions that no training user has together
+``dimensions``     the four dimensions left out of training
+``kind-KIND``      users of one pole, four signals of one kind, on held-out and development prompts;
+``signals-N``      the same with N comparisons (from 14 on some pairs come twice)
+
+Users come in pairs that are opposite in everything, on one target pair: so "the longer reply wins" is right for half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from popi_edge.errors import ConfigError
+from popi_training import corpus as corpora
+from popi_training import splits
+from popi_training.corpus import Pair
+from popi_training.evaluate.data import Row
+from popi_training.users import KINDS, Material, Mix, User, Want, draw, mirror
+
+SETS = ("prompts", "phrasings", "users", "combinations", "dimensions")
+DEFAULT_ROWS = 200
+MIX = Mix(noise=0.05, silent=0.0, change=0.0, cancel=0.0)
+SAID = {"statement": 0.4, "post": 0.25, "profile": 0.2, "conversation": 0.15}
+
+
+def build(folder: Path, part: str, rows: int, seed: int) -> tuple[list[Row], str]:
+    """``rows`` rows of a set (an even number) and a hash of them. Raises ConfigError for a set that does not exist."""
+    material, mix, combinations = _material(folder, part)
+    follow = best_phrasings(folder)
+    out: list[Row] = []
+    for k in range((rows + 1) // 2):
+        out += _mirrored(f"{part}:{seed}:{k}", material, mix, combinations, follow)
+    blob = json.dumps([{**asdict(r), "signals": [s.content_hash() for s in r.signals]} for r in out])
+    return out, hashlib.sha256(blob.encode()).hexdigest()
+
+
+def _material(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozenset[str]]]:
+    corpus, split = corpora.load(folder), splits.read(folder / splits.FILE.name)
+    trained = [d for d in corpus.dimensions if d not in split.dimensions]
+    kind, _, value = part.partition("-")
+    if part in ("users", "combinations"):
+        material = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=trained)
+        held = sorted(split.combinations, key=sorted) if part == "combinations" else []
+        return _with_facts(material, corpus), MIX, held
+    if part == "dimensions":
+        material = Material(corpus, dimensions=sorted(split.dimensions))
+        return _with_facts(material, corpus), replace(MIX, wants=(0.7, 0.3)), []
+    heldout = corpora.load(folder, heldout=True)
+    if kind in ("kind", "signals"):  # sixteen signals need more pairs: those for development, not trained on either
+        dev = [p for p in corpus.pairs if p.prompt in split.dev_prompts]
+        heldout.pairs += dev
+        heldout.prompts |= {p.prompt: corpus.prompts[p.prompt] for p in dev}
+    material = Material(heldout, dimensions=trained, phrasings=heldout if part == "phrasings" else corpus)
+    material = _with_facts(material, corpus)
+    if part == "prompts":
+        return material, MIX, []
+    if part == "phrasings":
+        return material, replace(MIX, kinds=SAID, noise=0.0), []
+    if kind == "kind" and value in KINDS:
+        four = replace(MIX, wants=(1.0,), signals=(0.0, 0.0, 0.0, 1.0), kinds={value: 1.0}, distractors=0, noise=0)
+        return material, four, []
+    if kind == "signals" and value.isdecimal() and 1 <= int(value) <= 16:
+        weights = (*(0.0 for _ in range(int(value) - 1)), 1.0)
+        mix = replace(MIX, wants=(1.0,), signals=weights, kinds={"comparison": 1.0}, distractors=0, most=16, least=1)
+        return material, mix, []
+    raise ConfigError(f"there is no set {part!r}; there are {', '.join(SETS)}, kind-KIND and signals-N (N up to 16)")
+
+
+def _with_facts(material: Material, corpus: corpora.Corpus) -> Material:
+    material.facts, material.reactions = corpus.facts["held"], corpus.reactions["held"]
+    return material
+
+
+def best_phrasings(folder: Path) -> dict[str, float]:
+    """How far each training phrasing moves the untouched base (nats), measured on training pairs (``follow.json``)."""
+    from popi_training.warm import FOLLOW
+
+    try:
+        return {str(k): float(v) for k, v in json.loads((folder / FOLLOW).read_text("utf-8"))["phrasings"].items()}
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"{folder / FOLLOW}: not a table of phrasings: {e}") from None
+
+
+def _mirrored(
+    name: str, material: Material, mix: Mix, combinations: Sequence[frozenset[str]], follow: dict[str, float]
+) -> list[Row]:
+    """Two opposite users on one pair of replies."""
+    rng = random.Random(f"row:{name}")
+    if combinations:
+        dimensions = sorted(rng.choice(combinations))
+    else:
+        n = 1 + rng.choices(range(len(mix.wants)), list(mix.wants))[0]
+        dimensions = rng.sample(material.dimensions, min(n, len(material.dimensions)))
+    wants = [Want(d, rng.choice(sorted(material.words.dimensions[d].poles))) for d in dimensions]
+    target = rng.choice(material.pairs[rng.choice(dimensions)])
+    rows = []
+    for side, chosen in (("one", wants), ("other", list(mirror(wants, material)))):
+        user = draw(f"{name}:{side}", material, mix, wants=chosen, avoid=[target.prompt])
+        rows.append(_row(name, side, user, chosen, target, material, follow))
+    return rows
+
+
+def _row(
+    name: str, side: str, user: User, wants: list[Want], target: Pair, material: Material, follow: dict[str, float]
+) -> Row:
+    pole = next(w.pole for w in wants if w.dimension == target.dimension)
+    other = next(p for p in target.replies if p != pole)
+    return Row(
+        f"{name}:{side}", side, material.corpus.prompts[target.prompt], target.replies[pole], target.replies[other],
+        user.signals, None, oracle(wants, material, follow), oracle(mirror(wants, material), material, follow),
+        block=name, mirror=f"{name}:{'other' if side == 'one' else 'one'}",
+    )  # fmt: skip
+
+
+def oracle(wants: Sequence[Want], material: Material, follow: dict[str, float]) -> str:
+    """The sentences of somebody who knows: of each pole the training phrasing that the base was seen to follow best."""
+    said = []
+    for want in wants:
+        texts = material.words.dimensions[want.dimension].poles[want.pole].phrasings["summary"]
+        said.append(max(texts, key=lambda t: (follow.get(t, 0.0), t)))
+    return " ".join(said)
