@@ -28,7 +28,12 @@ PROMPT = {"type": "prompt", "id": "p1", "text": "Why?"}
 PAIR = {"type": "pair", "id": "a", "dimension": "size", "prompt": "p1", "replies": {"short": REPLY, "long": REPLY}}
 
 
+FACT = {"type": "fact", "voice": "post", "set": "train", "text": "Pram for sale."}
+REACTION = {"type": "reaction", "kind": "pleased", "set": "held", "text": "Just right."}
+
+
 def write(folder: Path, *rows: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     (folder / "form.jsonl").write_text(text)
     return folder
@@ -39,6 +44,13 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
     assert list(made.dimensions) == ["size"] and made.dimensions["size"].family == "form"
     assert [p.replies["short"] for p in made.pairs] == [REPLY]
     assert corpus.unbalanced(made) == []
+
+
+def with_pole(**changes: Any) -> dict[str, Any]:
+    """The dimension with something else in its first pole."""
+    row = dimension()
+    row["poles"][0] |= changes
+    return row
 
 
 BAD_SUMMARY = dimension()
@@ -52,16 +64,73 @@ BAD_SUMMARY["poles"][0]["summary"][0] = "Prefers Wroclaw."
         (["[]"], "line 1: not an object"),
         ([BAD_SUMMARY], "line 1: the summary 'Prefers Wroclaw.' breaks word"),
         ([dimension(poles=[])], "needs two poles"),
+        ([dimension(poles=3)], "line 1: a dimension needs two poles"),
+        ([dimension(poles=["short", "long"])], "line 1: a pole needs an id"),
+        ([with_pole(statement=["a", "b"])], "line 1: short.statement has 2 different texts; at least 6"),
+        ([with_pole(post="a")], "line 1: short.post must be a list of texts"),
+        ([with_pole(profile=["a", "b", "c", "d", "e", "  "])], "line 1: short.profile must be a list of texts"),
         ([dimension(), PROMPT, PROMPT], "line 3: id 'p1' is missing or taken"),
+        ([PROMPT | {"text": " "}], "line 1: text is missing"),
+        ([PROMPT, PROMPT | {"id": "p2"}], "line 2: another prompt has the same text"),
+        ([PROMPT | {"id": ["p1"]}], "line 1: id .* is missing or taken"),
         ([dimension(), PAIR], "line 2: its dimension or prompt"),
+        ([dimension(), PROMPT, PAIR | {"dimension": ["size"]}], "line 3: its dimension or prompt"),
+        ([dimension(), PROMPT, PAIR | {"replies": [REPLY, REPLY]}], "line 3: replies must name"),
         ([dimension(), PROMPT, PAIR | {"replies": {"short": REPLY, "other": REPLY}}], "line 3: replies must name"),
         ([dimension(), PROMPT, PAIR | {"replies": {"short": "Too few.", "long": REPLY}}], "short reply has 2 words"),
+        ([dimension(), PROMPT, PAIR | {"replies": {"short": None, "long": REPLY}}], "line 3: the short reply"),
         ([{"type": "pear", "id": "x"}], "unknown type 'pear'"),
+        ([{"type": ["pair"], "id": "x"}], "line 1: unknown type"),
+        ([FACT | {"voice": "summary"}], "line 1: a fact is of a set"),
+        ([FACT, FACT | {"set": "test"}], "line 2: a fact is of a set"),
+        ([FACT | {"text": ""}], "line 1: text is missing"),
+        ([REACTION | {"kind": "bored"}], "line 1: a reaction is of a set .* pleased, displeased"),
+        ([REACTION | {"kind": ["pleased"]}], "line 1: a reaction is of a set"),
     ],
 )
 def test_a_broken_line_is_named(rows: list[Any], why: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=why):
+    with pytest.raises(ConfigError, match=why) as error:
         corpus.load(write(tmp_path, *rows))
+    assert str(error.value).startswith("form.jsonl, line ")
+
+
+def test_a_line_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "form.jsonl").write_bytes(json.dumps(PROMPT).encode() + b'\n{"type": "caf\xe9"}\n')
+    with pytest.raises(ConfigError, match=r"form\.jsonl, line 2: not JSON"):
+        corpus.load(tmp_path)
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    row = json.dumps(PROMPT | {"text": "Why\u2028not?"}, ensure_ascii=False)
+    (tmp_path / "form.jsonl").write_bytes(row.encode() + b"\r\n")
+    assert corpus.load(tmp_path).prompts == {"p1": "Why\u2028not?"}
+
+
+def test_facts_and_reactions_are_kept_by_set_and_kind(tmp_path: Path) -> None:
+    made = corpus.load(write(tmp_path, FACT, FACT | {"text": "Lost: one glove."}, FACT | {"set": "held"}, REACTION))
+    assert made.facts == {
+        "train": {"post": ["Pram for sale.", "Lost: one glove."]},
+        "held": {"post": ["Pram for sale."]},
+    }
+    assert made.reactions == {"held": {"pleased": ["Just right."]}}
+
+
+def test_the_held_out_part_is_read_on_its_own(tmp_path: Path) -> None:
+    write(tmp_path, dimension(), PROMPT, PAIR)
+    held = dimension()
+    for pole in held["poles"]:
+        pole |= {voice: pole[voice][: corpus.HELDOUT_PHRASINGS] for voice in corpus.VOICES}
+    write(tmp_path / corpus.HELDOUT, held, PROMPT | {"id": "h1"}, PAIR | {"prompt": "h1"})
+    assert list(corpus.load(tmp_path).prompts) == ["p1"]
+    assert list(corpus.load(tmp_path, heldout=True).prompts) == ["h1"]
+    with pytest.raises(ConfigError, match="5 different texts; at least 6"):
+        corpus.load(tmp_path / corpus.HELDOUT)
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_a_missing_folder_is_named(heldout: bool, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.*: no corpus"):
+        corpus.load(tmp_path / "nowhere", heldout=heldout)
 
 
 def test_poles_of_unequal_length_are_seen(tmp_path: Path) -> None:

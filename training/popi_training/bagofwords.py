@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_training.corpus import Corpus, Pair, load, words
 from popi_training.evaluate.metrics import interval, wins
 
@@ -134,12 +134,13 @@ def _score(values: Matrix, prompts: Sequence[str]) -> Score:
 
 
 def measure(corpus: Corpus, heldout: Corpus | None = None) -> dict[str, Result]:
-    """Every dimension of two poles that has pairs of more than one prompt."""
+    """By dimension. Raises ConfigError for one that has not two poles, or not pairs of two prompts."""
     out = {}
     for name, dimension in corpus.dimensions.items():
         pairs = [p for p in corpus.pairs if p.dimension == name]
-        if len(dimension.poles) == 2 and len({p.prompt for p in pairs}) > 1:
-            out[name] = _dimension(pairs, [p for p in heldout.pairs if p.dimension == name] if heldout else [])
+        if len(dimension.poles) != 2 or len({p.prompt for p in pairs}) < 2:
+            raise ConfigError(f"{name}: this check needs two poles, and pairs of two prompts or more")
+        out[name] = _dimension(pairs, [p for p in heldout.pairs if p.dimension == name] if heldout else [])
     return out
 
 

@@ -98,6 +98,8 @@ def read_guesses(path: Path) -> dict[str, list[str]]:
         guess = row.get("guess")
         if not isinstance(row.get("id"), str) or not isinstance(guess, list) or not guess:
             raise ConfigError(f"{where}: a guess needs an id and a list of poles")
+        if row["id"] in out:
+            raise ConfigError(f"{where}: {row['id']} is guessed twice")
         out[row["id"]] = [str(g) for g in guess]
     return out
 

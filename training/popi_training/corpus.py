@@ -82,10 +82,10 @@ def words(text: str) -> int:
 
 def lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of each line. Raises ConfigError naming file and line."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         where = f"{path.name}, line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8"))
         except ValueError as e:
             raise ConfigError(f"{where}: not JSON: {e}") from None
         if not isinstance(value, dict):
@@ -102,8 +102,8 @@ def _texts(value: Any, where: str, what: str, least: int) -> tuple[str, ...]:
 
 
 def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon, least: int) -> Dimension:
-    poles = {}
-    for pole in row.get("poles", []):
+    poles: dict[str, Pole] = {}
+    for pole in row["poles"] if isinstance(row.get("poles"), list) else []:
         if not isinstance(pole, dict) or not isinstance(pole.get("id"), str):
             raise ConfigError(f"{where}: a pole needs an id")
         phrasings = {v: _texts(pole.get(v), where, f"{pole.get('id')}.{v}", least) for v in VOICES}
@@ -118,7 +118,9 @@ def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon, l
 
 def _pair(row: dict[str, Any], where: str, corpus: Corpus) -> Pair:
     dimension, prompt, replies = row.get("dimension"), row.get("prompt"), row.get("replies")
-    if dimension not in corpus.dimensions or prompt not in corpus.prompts:
+    if not (isinstance(dimension, str) and isinstance(prompt, str)) or not (
+        dimension in corpus.dimensions and prompt in corpus.prompts
+    ):
         raise ConfigError(f"{where}: its dimension or prompt is not defined above it")
     poles = set(corpus.dimensions[dimension].poles)
     if not isinstance(replies, dict) or len(replies) != 2 or not set(replies) <= poles:
@@ -157,7 +159,7 @@ def load(folder: Path = FOLDER, *, heldout: bool = False) -> Corpus:
             if row.get("type") in ("fact", "reaction"):
                 _fact(row, where, corpus)
                 continue
-            key = (row.get("type"), row.get("id"))
+            key = (str(row.get("type")), row.get("id"))
             if not isinstance(row.get("id"), str) or key in seen:
                 raise ConfigError(f"{where}: id {row.get('id')!r} is missing or taken")
             seen.add(key)
@@ -167,13 +169,13 @@ def load(folder: Path = FOLDER, *, heldout: bool = False) -> Corpus:
                 case "prompt":
                     if not isinstance(row.get("text"), str) or not row["text"].strip():
                         raise ConfigError(f"{where}: text is missing")
+                    if row["text"] in corpus.prompts.values():
+                        raise ConfigError(f"{where}: another prompt has the same text")
                     corpus.prompts[row["id"]] = row["text"]
                 case "pair":
                     corpus.pairs.append(_pair(row, where, corpus))
                 case other:
                     raise ConfigError(f"{where}: unknown type {other!r:.40}")
-    if len(set(corpus.prompts.values())) != len(corpus.prompts):
-        raise ConfigError("two prompts have the same text")
     return corpus
 
 

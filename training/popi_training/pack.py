@@ -19,13 +19,15 @@ Ints = NDArray[np.int64]
 class Sample:
     """A prompt and a completion to be learnt. ``allowed[i]``: ids from which token i was to be chosen, None for all.
 
-    ``weight`` multiplies the completion's mean loss.
+    ``weight`` multiplies the completion's mean loss. ``of``: whose summary it is, as an index into the batch, where it
+    is compared with what others' signals make of it; −1 where it is not.
     """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     allowed: tuple[Ints | None, ...] = ()
     weight: float = 1.0
+    of: int = -1
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Packed:
     allowed: list[Ints | None]
     sizes: list[int]
     weights: list[float] = field(default_factory=list)
+    of: list[int] = field(default_factory=list)
 
 
 def pack(samples: Sequence[Sample]) -> Packed:
@@ -86,6 +89,7 @@ def pack(samples: Sequence[Sample]) -> Packed:
         allowed,
         [len(s.completion) for s in samples],
         [s.weight for s in samples],
+        [s.of for s in samples],
     )
 
 

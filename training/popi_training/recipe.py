@@ -47,7 +47,10 @@ class Schedule:
     """``batch``: users a step. ``phrasings``: summaries behind one signal prefix; ``halfway``: further ones after half
     of the signals. ``warmup``: steps of rising rate; ``decay``: share of the steps, at the end, of falling rate.
 
-    ``sharpness``: how much the phrasings that the generator follows best are preferred (0: not at all).
+    ``easy``: so many steps with users of one pole and two or three clear signals come first. ``sharpness``: how much
+    the phrasings that the generator follows best are preferred (0: not at all). ``contrast``: weight of telling a
+    user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: how
+    often the next user of a batch is the opposite of the one before.
     """
 
     steps: int = 100
@@ -59,6 +62,10 @@ class Schedule:
     phrasings: int = 3
     halfway: int = 2
     sharpness: float = 0.0
+    easy: int = 0
+    contrast: float = 0.0
+    mirrored: float = 0.0
+    scale: float = 8.0
     threads: int = 2
     checkpoint_every: int = 20
     dev_every: int = 60
@@ -138,11 +145,14 @@ def _check(r: Recipe, where: str) -> None:
         ("train.steps", t.steps, 1, MAX_STEPS), ("train.batch", t.batch, 1, 1024), ("train.lr", t.lr, 1e-9, 1),
         ("train.warmup", t.warmup, 0, t.steps), ("train.decay", t.decay, 0, 1), ("train.clip", t.clip, 1e-6, 1e6),
         ("train.phrasings", t.phrasings, 1, 64), ("train.halfway", t.halfway, 0, 64),
-        ("train.sharpness", t.sharpness, 0, 100), ("train.threads", t.threads, 1, 256),
+        ("train.sharpness", t.sharpness, 0, 100), ("train.contrast", t.contrast, 0, 1000),
+        ("train.mirrored", t.mirrored, 0, 1), ("train.scale", t.scale, 1e-3, 1e3),
+        ("train.easy", t.easy, 0, MAX_STEPS), ("train.threads", t.threads, 1, 256),
         ("train.checkpoint_every", t.checkpoint_every, 1, MAX_STEPS), ("train.dev_every", t.dev_every, 1, MAX_STEPS),
         ("train.dev_users", t.dev_users, 0, 10_000), ("lora.rank", r.lora.rank, 1, 256),
         ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
-        *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors", "silent")),
+        ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
+        *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
         *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
         *((f"users.kinds.{k}", w, 0, 1e9) for k, w in u.kinds.items()),
     ]  # fmt: skip

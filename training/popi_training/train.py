@@ -9,9 +9,11 @@ from).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +30,11 @@ from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_edge.vocabulary import Lexicon
 from popi_training import base, warm
-from popi_training.loss import supervised
+from popi_training.loss import contrast, supervised
 from popi_training.recipe import Recipe
 
 METRICS, CHECKPOINT, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "run.json", "recipe.toml"
-COMPARED = ("step", "loss", "lr", "grad_norm", "tokens")
+COMPARED = ("step", "loss", "contrast", "lr", "grad_norm", "tokens")
 """Fields of a metrics line that a replay must repeat bit for bit; seconds are not among them."""
 Tell = Callable[[int, int, float], None]
 
@@ -58,24 +60,25 @@ class Trainer:
 
     def train_step(self) -> dict[str, Any]:
         """One step over ``batch`` users; returns its line of metrics."""
-        t, began, tokens, total = self.recipe.train, time.monotonic(), 0, 0.0
+        t, began = self.recipe.train, time.monotonic()
         lr = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        for i in range(t.batch):
-            _, packed = warm.example(self.recipe, self.data, self.reader, self.step * t.batch + i)
-            loss, _ = supervised(self.model, packed)
-            (loss / t.batch).backward()
-            total += loss.item() / t.batch
-            tokens += len(packed.ids)
+        examples = [p for _, p in warm.batch(self.recipe, self.data, self.reader, self.step)]
+        both = [supervised(self.model, packed) for packed in examples]
+        loss = torch.stack([each for each, _ in both]).mean()
+        apart = contrast([means for _, means in both], [p.of for p in examples], t.scale)
+        (loss + t.contrast * apart).backward()
+        total, told = loss.item(), apart.item()
+        tokens = sum(len(packed.ids) for packed in examples)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), t.clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
         self.optimizer.step()
         self.step += 1
         return {
-            "step": self.step, "loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens,
+            "step": self.step, "loss": total, "contrast": told, "lr": lr, "grad_norm": norm, "tokens": tokens,
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
 
@@ -85,15 +88,17 @@ class Trainer:
 
     @torch.no_grad()
     def develop(self) -> dict[str, Any]:
-        """On development users: the loss; how often their summary is likelier, per token, than the opposite user's."""
-        losses, right = [], []
+        """On development users: the loss; how often, per token, their summary is likelier than that of the opposite
+        user (``dev_choice``), and the likeliest of six (``dev_pick``)."""
+        losses, right, first = [], [], []
         for i in range(self.recipe.train.dev_users):
             _, packed = warm.dev_example(self.recipe, self.data, self.reader, i)
-            loss, sums = supervised(self.model, packed)
-            each = sums / torch.tensor(packed.sizes)
+            loss, each = supervised(self.model, packed)
             losses.append(loss.item())
-            right.append(float((each[0] > each[2]) + (each[1] > each[3])) / 2)
-        return {"dev_loss": sum(losses) / len(losses), "dev_choice": sum(right) / len(right)} if losses else {}
+            right.append(float(each[0] > each[1]))
+            first.append(float(each[0] > each[1:].max()))
+        n = len(losses)
+        return {"dev_loss": sum(losses) / n, "dev_choice": sum(right) / n, "dev_pick": sum(first) / n} if n else {}
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint whole. Raises StoreError (a full disk); the one before stays then."""
@@ -103,31 +108,45 @@ class Trainer:
             "lora": {n: torch.from_numpy(a) for n, a in base.lora_state(self.model).items()},
             "optimizer": self.optimizer.state_dict(),
         }
+        made = io.BytesIO()  # torch turns a full disk into an error that does not say so
+        torch.save(state, made)
         try:
             with whole_file(folder / CHECKPOINT) as out:
-                torch.save(state, out)
-        except (OSError, RuntimeError) as e:
-            why = getattr(e, "strerror", None) or str(e).splitlines()[0]
-            raise StoreError(f"cannot write the checkpoint of step {self.step} to {folder}: {why}") from None
+                out.write(made.getbuffer())
+        except OSError as e:
+            raise StoreError(f"cannot write the checkpoint of step {self.step} to {folder}: {e.strerror}") from None
 
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint. Raises ConfigError for one made from something else, ModelError for a damaged
         one."""
-        path = folder / CHECKPOINT
-        try:
-            state = torch.load(path, weights_only=True)
-            made_from, step = state["made_from"], int(state["step"])
-            lora = {n: v.numpy() for n, v in state["lora"].items()}
-        except OSError as e:
-            raise ModelError(f"cannot read {path}: {e.strerror}") from None
-        except Exception as e:  # torch raises many kinds for a damaged file
-            raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
+        state = read_checkpoint(folder / CHECKPOINT)
         for key, value in self.made_from.items():
-            if made_from.get(key) != value:
+            if state["made_from"].get(key) != value:
                 raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
-        base.load_lora(self.model, lora)
+        base.load_lora(self.model, state["lora"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = step
+        self.step = state["step"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """``step``, ``made_from``, ``lora`` (arrays by name, as ``base.lora_state``) and ``optimizer`` of a checkpoint.
+
+    Raises ModelError for a file that is missing or damaged anywhere.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # torch itself does not check the sums of what it reads
+            if bad := file.testzip():
+                raise ModelError(f"{path}: damaged: {bad}")
+        state = torch.load(path, weights_only=True)
+        lora = {str(n): v.numpy() for n, v in state["lora"].items()}
+        made_from = {str(k): str(v) for k, v in state["made_from"].items()}
+        return {"step": int(state["step"]), "made_from": made_from, "lora": lora, "optimizer": state["optimizer"]}
+    except ModelError:
+        raise
+    except OSError as e:
+        raise ModelError(f"cannot read {path}: {e.strerror}") from None
+    except Exception as e:  # torch raises many kinds for a damaged file
+        raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
 
 
 def open_run(recipe: Recipe, where: Path, settings: Settings) -> Trainer:
@@ -152,11 +171,16 @@ def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str
     texts = [*warm._texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
-        "recipe": _hash(recipe.text),
+        "recipe": recipe_hash(recipe),
         "corpus": _hash(texts),
         "prompt contract": _hash(contract),
         "base": base_sha256,
     }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of a recipe's text, as a run keeps it."""
+    return _hash(recipe.text)
 
 
 def _hash(value: Any) -> str:

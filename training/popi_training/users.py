@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from popi_edge import prompts
+from popi_edge.errors import ConfigError
 from popi_edge.signals import Comparison, Conversation, Edit, Message, Post, Profile, Rating, Signal, Statement
 from popi_training.corpus import Corpus, Pair
 
 LONG_AGO = "1970-01-01T00:00:00Z"
+TRIES = 10_000
 KINDS = ("comparison", "rating", "edit", "statement", "post", "profile", "conversation")
 
 
@@ -148,10 +150,11 @@ def _wants(
     rng: random.Random, material: Material, mix: Mix, allows: Callable[[list[str]], bool]
 ) -> list[Want]:
     n = 1 + rng.choices(range(len(mix.wants)), list(mix.wants))[0]
-    while True:
+    for _ in range(TRIES):
         dimensions = rng.sample(material.dimensions, min(n, len(material.dimensions)))
         if allows(dimensions):
             return [Want(d, rng.choice(sorted(material.words.dimensions[d].poles))) for d in dimensions]
+    raise ConfigError(f"users.wants: no {n} of the dimensions {', '.join(material.dimensions)} may stand together")
 
 
 def _changed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from popi_training.recipe import Recipe
 from popi_training.users import Material, User, Want, draw, mirror, say
 
 FOLLOW = "follow.json"
+EASY: dict[str, Any] = {
+    "wants": (1.0,), "signals": (0.0, 0.7, 0.3), "noise": 0.0, "change": 0.0, "cancel": 0.0, "distractors": 0.0,
+}  # fmt: skip
+"""What an easy user is like: one pole, two or three signals that all show it."""
 
 
 @dataclass
@@ -52,8 +56,20 @@ def load(recipe: Recipe, where: Path) -> Set:
     refuse_overlap(corpus, heldout, str(folder))
     train = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dimensions)
     dev = Material(corpus, pairs=lambda p: p.prompt in split.dev_prompts, dimensions=dimensions)
+    _complete(recipe, train, dev, str(folder))
     weights = _weights(folder / FOLLOW, recipe.train.sharpness)
     return Set(train, dev, split, weights, corpus, heldout)
+
+
+def _complete(recipe: Recipe, train: Material, dev: Material, where: str) -> None:
+    """Raises ConfigError where the corpus lacks something that the recipe's users are made of."""
+    if not train.dimensions or (recipe.train.dev_users and not dev.dimensions):
+        raise ConfigError(f"{where}: no pairs are left to {'develop' if train.dimensions else 'train'} on")
+    facts, u = set(train.facts), recipe.users
+    if (u.silent or u.distractors) and not facts >= {"statement", "post", "profile"}:
+        raise ConfigError(f"{where}: no facts for training; users.silent and users.distractors need some of each voice")
+    if u.kinds.get("conversation") and not train.reactions.get("pleased"):
+        raise ConfigError(f"{where}: no pleased reactions for training; users.kinds.conversation needs some")
 
 
 def refuse_overlap(corpus: corpora.Corpus, heldout: corpora.Corpus, where: str) -> None:
@@ -135,28 +151,66 @@ def name_of(recipe: Recipe, index: int) -> str:
     return f"{recipe.seed}:train:{index}"
 
 
-def example(recipe: Recipe, data: Set, reader: Reader, index: int) -> tuple[User, Packed]:
-    """The index-th training user, and their signals with summaries behind them, some after half of the signals."""
-    name = name_of(recipe, index)
-    user = draw(name, data.train, recipe.users, allows=data.splits.allows)
-    rng = random.Random(f"say:{name}")
+def batch(recipe: Recipe, data: Set, reader: Reader, step: int) -> list[tuple[User, Packed]]:
+    """The users of a step, each packed with summaries of their own behind their signals (some after half of them) and,
+    where there is a contrast, with one summary of each of the others."""
+    t, users = recipe.train, list[User]()
+    mix = replace(recipe.users, **EASY) if step < t.easy else recipe.users
+    for index in range(step * t.batch, (step + 1) * t.batch):
+        name = name_of(recipe, index)
+        wants = None
+        if users and len(users) % 2 and users[-1].wants and random.Random(f"mirror:{name}").random() < t.mirrored:
+            wants = mirror(users[-1].wants, data.train)
+        users.append(draw(name, data.train, mix, allows=data.splits.allows, wants=wants))
+    own = [_own(recipe, data, reader, user, i) for i, user in enumerate(users)]
+    out = []
+    for i, user in enumerate(users):
+        samples = list(own[i])
+        if t.contrast:
+            prompt = own[i][0].prompt
+            others = {o[0].completion: (j, o[0]) for j, o in enumerate(own) if o[0].completion != own[i][0].completion}
+            samples += [replace(s, prompt=prompt, weight=0.0, of=j) for j, s in others.values()]
+        out.append((user, pack(samples)))
+    return out
+
+
+def _own(recipe: Recipe, data: Set, reader: Reader, user: User, index: int) -> list[Sample]:
+    """A user's own samples; the first is the one that is compared over the batch."""
+    rng = random.Random(f"say:{user.id}")
     samples = _samples(recipe.train.phrasings, user.signals, user.wants, data, reader, rng)
+    samples[0] = replace(samples[0], of=index)
     half = len(user.signals) // 2
     if recipe.train.halfway and half >= 2:
         samples += _samples(recipe.train.halfway, user.signals[:half], user.upto[half - 1], data, reader, rng)
-    return user, pack(samples)
+    return samples
 
 
 def _samples(
     count: int, signals: tuple[Signal, ...], wants: tuple[Want, ...], data: Set, reader: Reader, rng: random.Random
 ) -> list[Sample]:
     prompt = reader.prompt(signals)
-    texts = {say(wants, data.train, rng, reader.tokenizer, weights=data.weights) for _ in range(count)}
-    return [reader.sample(prompt, text, 1.0 / len(texts)) for text in sorted(texts)]
+    texts = {say(wants, data.train, rng, reader.tokenizer, weights=data.weights): None for _ in range(count)}
+    if len(texts) == 1 and count > 1 and wants:  # sharp weights make the same phrasing likely
+        texts[say(wants, data.train, rng, reader.tokenizer)] = None
+    return [reader.sample(prompt, text, 1.0 / len(texts)) for text in texts]
+
+
+def _wrong(wants: tuple[Want, ...], material: Material, rng: random.Random, turn: int) -> tuple[Want, ...]:
+    """Wants near the right ones: one of them the other way round, every second time another dimension instead; and
+    where nothing should be said, anything. Every fifth time it is nothing."""
+    if wants and turn % 5 == 4:
+        return ()
+    if not wants or turn % 2:
+        dimension = rng.choice([d for d in material.dimensions if d not in {w.dimension for w in wants}])
+        other = Want(dimension, rng.choice(sorted(material.words.dimensions[dimension].poles)))
+        place = rng.randrange(len(wants)) if wants else 0
+        return (*wants[:place], other, *wants[place + 1 :])
+    place = rng.randrange(len(wants))
+    return (*wants[:place], material.opposite(wants[place]), *wants[place + 1 :])
 
 
 def dev_example(recipe: Recipe, data: Set, reader: Reader, index: int) -> tuple[User, Packed]:
-    """The index-th development user: two summaries of their wants, then two of the opposite wants (weight 0).
+    """The index-th development user: a summary of their wants, one of the opposite, four others (weight 0).
 
     Silent users are passed over, as they have no opposite.
     """
@@ -168,6 +222,6 @@ def dev_example(recipe: Recipe, data: Set, reader: Reader, index: int) -> tuple[
         step += 1
     rng = random.Random(f"say:{user.id}")
     prompt = reader.prompt(user.signals)
-    texts = [say(user.wants, data.dev, rng, reader.tokenizer) for _ in range(2)]
-    texts += [say(mirror(user.wants, data.dev), data.dev, rng, reader.tokenizer) for _ in range(2)]
-    return user, pack([reader.sample(prompt, t, float(i < 2)) for i, t in enumerate(texts)])
+    said = [user.wants, mirror(user.wants, data.dev), *(_wrong(user.wants, data.dev, rng, k) for k in range(1, 5))]
+    texts = [say(wants, data.dev, rng, reader.tokenizer) for wants in said]
+    return user, pack([reader.sample(prompt, t, float(i == 0)) for i, t in enumerate(texts)])
