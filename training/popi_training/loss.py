@@ -37,8 +37,8 @@ def contrast(means: Sequence[torch.Tensor], of: Sequence[Sequence[int]], scale: 
     """How surely each summary is told to be its own user's: the mean over users j of −log softmax_i of ``scale`` times
     the mean log p a token of j's summary behind i's signals, taken at i = j (InfoNCE, arXiv 1807.03748).
 
-    ``means[i]`` [samples of user i], ``of[i]`` whose summary each of them is (−1: not compared). How likely a wording is
-    in itself cancels out, so only what depends on the signals is learnt.
+    ``means[i]`` [samples of user i], ``of[i]`` whose summary each of them is (−1: not compared). How likely a wording
+    is in itself cancels out, so only what depends on the signals is learnt.
     """
     rows = []
     for j in range(len(means)):

@@ -47,10 +47,10 @@ class Schedule:
     """``batch``: users a step. ``phrasings``: summaries behind one signal prefix; ``halfway``: further ones after half
     of the signals. ``warmup``: steps of rising rate; ``decay``: share of the steps, at the end, of falling rate.
 
-    ``easy``: so many steps with users of one pole and two or three clear signals come first. ``sharpness``: how much
+    ``easy``: so many steps with users of one pole and one or two clear signals come first. ``sharpness``: how much
     the phrasings that the generator follows best are preferred (0: not at all). ``contrast``: weight of telling a
-    user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: how
-    often the next user of a batch is the opposite of the one before.
+    user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: the
+    share of couples who are opposite in everything, with the same signals the other way round.
     """
 
     steps: int = 100

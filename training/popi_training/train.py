@@ -88,17 +88,20 @@ class Trainer:
 
     @torch.no_grad()
     def develop(self) -> dict[str, Any]:
-        """On development users: the loss; how often, per token, their summary is likelier than that of the opposite
-        user (``dev_choice``), and the likeliest of six (``dev_pick``)."""
-        losses, right, first = [], [], []
+        """On development couples: the loss; how often a user's summary is likelier, per token, than the opposite one
+        (``dev_choice``); how often each is likelier behind its own signals than behind the other's, taken together
+        (``dev_contrast``: how likely a wording is in itself cancels out)."""
+        losses, right, apart = [], [], []
         for i in range(self.recipe.train.dev_users):
-            _, packed = warm.dev_example(self.recipe, self.data, self.reader, i)
-            loss, each = supervised(self.model, packed)
-            losses.append(loss.item())
-            right.append(float(each[0] > each[1]))
-            first.append(float(each[0] > each[1:].max()))
-        n = len(losses)
-        return {"dev_loss": sum(losses) / n, "dev_choice": sum(right) / n, "dev_pick": sum(first) / n} if n else {}
+            both = [supervised(self.model, p) for p in warm.dev_couple(self.recipe, self.data, self.reader, i)]
+            margins = [float(means[0] - means[1]) for _, means in both]
+            losses += [loss.item() for loss, _ in both]
+            right += [m > 0 for m in margins]
+            apart.append(sum(margins) > 0)
+        if not losses:
+            return {}
+        named = {"dev_loss": losses, "dev_choice": right, "dev_contrast": apart}
+        return {name: sum(values) / len(values) for name, values in named.items()}
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint whole. Raises StoreError (a full disk); the one before stays then."""

@@ -116,7 +116,7 @@ def draw(
     rng = random.Random(f"user:{name}")
     if wants is None and rng.random() < mix.silent:
         return _silent(name, material, rng)
-    chosen = list(wants) if wants is not None else _wants(rng, material, mix, allows)
+    chosen = list(wants) if wants is not None else draw_wants(rng, material, mix, allows)
     plan: list[tuple[Want, Want | None]] = []  # (what the signal shows, what can be said because of it)
     for want in chosen:
         n = 1 + rng.choices(range(len(mix.signals)), list(mix.signals))[0]
@@ -146,9 +146,10 @@ def draw(
     return User(name, upto[-1], tuple(signals), tuple(upto))
 
 
-def _wants(
+def draw_wants(
     rng: random.Random, material: Material, mix: Mix, allows: Callable[[list[str]], bool]
 ) -> list[Want]:
+    """One to four poles that ``allows`` accepts together."""
     n = 1 + rng.choices(range(len(mix.wants)), list(mix.wants))[0]
     for _ in range(TRIES):
         dimensions = rng.sample(material.dimensions, min(n, len(material.dimensions)))

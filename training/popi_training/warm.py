@@ -21,13 +21,17 @@ from popi_training import splits
 from popi_training.evaluate.data import same_text
 from popi_training.pack import Ints, Packed, Sample, pack
 from popi_training.recipe import Recipe
-from popi_training.users import Material, User, Want, draw, mirror, say
+from popi_training.users import Material, Mix, User, Want, draw, draw_wants, mirror, say
 
 FOLLOW = "follow.json"
+LONGEST_WORD = 24
+"""No token needs more tokens than this to a sentence's end (13 with the base's tokenizer)."""
+ROOM = 12
+"""Tokens left at the end of a summary that could not be written with fewer."""
 EASY: dict[str, Any] = {
-    "wants": (1.0,), "signals": (0.0, 0.7, 0.3), "noise": 0.0, "change": 0.0, "cancel": 0.0, "distractors": 0.0,
+    "wants": (1.0,), "signals": (0.5, 0.5), "least": 1, "noise": 0.0, "change": 0.0, "cancel": 0.0, "distractors": 0.0,
 }  # fmt: skip
-"""What an easy user is like: one pole, two or three signals that all show it."""
+"""What an easy user is like: one pole, one or two signals that show it."""
 
 
 @dataclass
@@ -133,8 +137,20 @@ class Reader:
                 state = self.vocabulary.advance(state, token)
         return ids, tuple(allowed)
 
+    def say(
+        self, wants: tuple[Want, ...], material: Material, rng: random.Random, weights: dict[str, float] | None = None
+    ) -> str:
+        """A summary of the wants. Near the limit the vocabulary keeps room to end a word letter by letter, so that a
+        few that are short enough could not be written: then a shorter one."""
+        text = say(wants, material, rng, self.tokenizer, weights=weights)
+        try:
+            self.completion(text)
+        except ConfigError:
+            text = say(wants, material, rng, self.tokenizer, self.limits["summary_tokens"] - ROOM, weights)
+        return text
+
     def _allowed(self, state: int, remaining: int) -> Ints:
-        if remaining < 12:  # near the limit it depends on how many tokens are left
+        if remaining <= LONGEST_WORD:  # near the limit it depends on how many tokens are left
             return np.array(self.vocabulary.allowed(state, remaining))
         if state not in self._known:
             self._known[state] = np.array(self.vocabulary.allowed(state, remaining))
@@ -156,22 +172,30 @@ def batch(recipe: Recipe, data: Set, reader: Reader, step: int) -> list[tuple[Us
     where there is a contrast, with one summary of each of the others."""
     t, users = recipe.train, list[User]()
     mix = replace(recipe.users, **EASY) if step < t.easy else recipe.users
-    for index in range(step * t.batch, (step + 1) * t.batch):
-        name = name_of(recipe, index)
-        wants = None
-        if users and len(users) % 2 and users[-1].wants and random.Random(f"mirror:{name}").random() < t.mirrored:
-            wants = mirror(users[-1].wants, data.train)
-        users.append(draw(name, data.train, mix, allows=data.splits.allows, wants=wants))
+    while len(users) < t.batch:
+        name = name_of(recipe, step * t.batch + len(users))
+        if len(users) + 2 <= t.batch and random.Random(f"couple:{name}").random() < t.mirrored:
+            users += couple(name, data.train, mix, data.splits)
+        else:
+            users.append(draw(name, data.train, mix, allows=data.splits.allows))
     own = [_own(recipe, data, reader, user, i) for i, user in enumerate(users)]
-    out = []
-    for i, user in enumerate(users):
-        samples = list(own[i])
-        if t.contrast:
-            prompt = own[i][0].prompt
-            others = {o[0].completion: (j, o[0]) for j, o in enumerate(own) if o[0].completion != own[i][0].completion}
-            samples += [replace(s, prompt=prompt, weight=0.0, of=j) for j, s in others.values()]
-        out.append((user, pack(samples)))
-    return out
+    return [(user, pack(_with_others(own, i) if t.contrast else own[i])) for i, user in enumerate(users)]
+
+
+def couple(name: str, material: Material, mix: Mix, split: splits.Splits) -> list[User]:
+    """Two users who are opposite in everything and have the same signals, chosen the other way round: nothing but what
+    each of them preferred tells them apart."""
+    wants = draw_wants(random.Random(f"couple:{name}:wants"), material, mix, split.allows)
+    both = (wants, list(mirror(wants, material)))
+    return [replace(draw(name, material, mix, wants=w), id=f"{name}:{k}") for k, w in enumerate(both)]
+
+
+def _with_others(own: list[list[Sample]], i: int) -> list[Sample]:
+    """User i's samples, and the first of each other user as it would stand behind i's signals."""
+    first = own[i][0]
+    others = {o[0].completion: replace(o[0], prompt=first.prompt, weight=0.0, of=j) for j, o in enumerate(own)}
+    others.pop(first.completion)
+    return [*own[i], *others.values()]
 
 
 def _own(recipe: Recipe, data: Set, reader: Reader, user: User, index: int) -> list[Sample]:
@@ -189,39 +213,18 @@ def _samples(
     count: int, signals: tuple[Signal, ...], wants: tuple[Want, ...], data: Set, reader: Reader, rng: random.Random
 ) -> list[Sample]:
     prompt = reader.prompt(signals)
-    texts = {say(wants, data.train, rng, reader.tokenizer, weights=data.weights): None for _ in range(count)}
+    texts = {reader.say(wants, data.train, rng, data.weights): None for _ in range(count)}
     if len(texts) == 1 and count > 1 and wants:  # sharp weights make the same phrasing likely
-        texts[say(wants, data.train, rng, reader.tokenizer)] = None
+        texts[reader.say(wants, data.train, rng)] = None
     return [reader.sample(prompt, text, 1.0 / len(texts)) for text in texts]
 
 
-def _wrong(wants: tuple[Want, ...], material: Material, rng: random.Random, turn: int) -> tuple[Want, ...]:
-    """Wants near the right ones: one of them the other way round, every second time another dimension instead; and
-    where nothing should be said, anything. Every fifth time it is nothing."""
-    if wants and turn % 5 == 4:
-        return ()
-    if not wants or turn % 2:
-        dimension = rng.choice([d for d in material.dimensions if d not in {w.dimension for w in wants}])
-        other = Want(dimension, rng.choice(sorted(material.words.dimensions[dimension].poles)))
-        place = rng.randrange(len(wants)) if wants else 0
-        return (*wants[:place], other, *wants[place + 1 :])
-    place = rng.randrange(len(wants))
-    return (*wants[:place], material.opposite(wants[place]), *wants[place + 1 :])
-
-
-def dev_example(recipe: Recipe, data: Set, reader: Reader, index: int) -> tuple[User, Packed]:
-    """The index-th development user: a summary of their wants, one of the opposite, four others (weight 0).
-
-    Silent users are passed over, as they have no opposite.
-    """
-    step = 0
-    while True:
-        user = draw(f"dev:{index}:{step}", data.dev, recipe.users, allows=data.splits.allows)
-        if user.wants:
-            break
-        step += 1
-    rng = random.Random(f"say:{user.id}")
-    prompt = reader.prompt(user.signals)
-    said = [user.wants, mirror(user.wants, data.dev), *(_wrong(user.wants, data.dev, rng, k) for k in range(1, 5))]
-    texts = [say(wants, data.dev, rng, reader.tokenizer) for wants in said]
-    return user, pack([reader.sample(prompt, t, float(i == 0)) for i, t in enumerate(texts)])
+def dev_couple(recipe: Recipe, data: Set, reader: Reader, index: int) -> list[Packed]:
+    """The index-th development couple: each packed with a summary of their wants and one of the other's."""
+    users = couple(f"dev:{index}", data.dev, recipe.users, data.splits)
+    rng = random.Random(f"say:dev:{index}")
+    texts = [reader.say(user.wants, data.dev, rng) for user in users]
+    return [
+        pack([reader.sample(prompt, texts[i]), reader.sample(prompt, texts[1 - i], 0.0)])
+        for i, prompt in enumerate(reader.prompt(user.signals) for user in users)
+    ]

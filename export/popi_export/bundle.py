@@ -1,0 +1,239 @@
+"""A trained checkpoint as a bundle: one adapter file for both engines, and the manifest that says what made it.
+
+The folder appears whole and verified, or not at all. Not covered: signatures, zips, the role ``generate``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popi_edge.config import Settings
+from popi_edge.engines.adapter import read_adapter
+from popi_edge.engines.onnx_graph import Shape, unpermute
+from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.models.bases import BASES, Base, file_sha256, locate
+from popi_edge.models.bundle import FORMAT, MAX_MANIFEST, read_bundle
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.names import gguf_name
+from popi_edge.prompts import CONTRACT
+from popi_export.to_gguf import write_adapter
+from popi_training import recipe as recipes
+from popi_training.base import lora_layers
+from popi_training.train import CHECKPOINT, RECIPE, read_checkpoint, recipe_hash
+
+ADAPTER, MANIFEST = "infer.gguf", "manifest.json"
+PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
+Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's adapter: ``layers`` maps Hugging Face module names to A [r, in] and B [out, r]; ``base`` is one that
+    devices know, ``file`` its GGUF."""
+
+    recipe: recipes.Recipe
+    step: int
+    made_from: Mapping[str, str]
+    layers: Layers
+    base: Base
+    file: Path
+
+
+def read(path: Path, settings: Settings) -> Checkpoint:
+    """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
+    that devices do not know, ModelError for a damaged checkpoint or another base."""
+    folder = path if path.is_dir() else path.parent
+    state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
+    recipe = recipes.read(folder / RECIPE)
+    if state["made_from"].get("recipe") != recipe_hash(recipe):
+        raise ConfigError(f"{folder / RECIPE} is not the recipe that {path} was trained by")
+    if recipe.base.name not in BASES:
+        raise ConfigError(f"{path} is on {recipe.base.name!r:.80}; devices know only {', '.join(BASES)}")
+    base = BASES[recipe.base.name]
+    if state["made_from"].get("base") != base.sha256:
+        raise ModelError(f"{path} was trained on another file than {base.name}'s")
+    file = locate(base.name, settings.models)
+    return Checkpoint(recipe, state["step"], state["made_from"], lora_layers(state["lora"]), base, file)
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    settings: Settings,
+    *,
+    name: str,
+    version: str,
+    evaluation: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the bundle's folder ``out`` and return its manifest.
+
+    Raises ConfigError (a name that is none, ``out`` is taken), ModelError where what was written does not read back as
+    the checkpoint's adapter rounded to float16, StoreError when the disk is full. ``out`` is as it was then.
+    """
+    for what, text in (("name", name), ("version", version)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text):
+            raise ConfigError(f"the {what} must be letters, digits and . _ + -, not {text!r:.80}")
+    refuse_taken(out, force)
+    for module, pair in checkpoint.layers.items():
+        if not all(np.isfinite(_rounded(x)).all() for x in pair):
+            raise ModelError(f"{module} of the checkpoint holds values that float16 cannot hold")
+    gguf = Gguf(checkpoint.file)
+    shape = Shape.of(gguf)
+    with _drafted(out) as draft:
+        write_adapter(
+            draft / ADAPTER,
+            checkpoint.layers,
+            alpha=checkpoint.recipe.lora.alpha,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+        )
+        manifest = _manifest(checkpoint, draft / ADAPTER, name, version, evaluation)
+        text = json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        if len(text.encode()) > MAX_MANIFEST:
+            raise ConfigError(f"the manifest would have {len(text.encode()):,} bytes; the evaluation is too large")
+        (draft / MANIFEST).write_text(text, "utf-8")
+        try:
+            compare(checkpoint, read_bundle(draft, settings).adapters["infer"], gguf, shape)
+        except ModelError as e:  # also a full disk: the writer's bulk of numbers is cut off without an error
+            raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
+    return manifest
+
+
+def refuse_taken(out: Path, force: bool) -> None:
+    """Raises ConfigError where ``out`` is there already: without ``force``, and with it unless it is a bundle."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise ConfigError(f"{out} is there already; --force replaces a bundle")
+    if out.is_symlink() or not out.is_dir() or not all(_of_bundle(p) for p in out.iterdir()):
+        raise ConfigError(f"{out} is not a bundle's folder, or holds more than a bundle; --force does not replace it")
+
+
+def _of_bundle(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and (path.name == MANIFEST or path.suffix == ".gguf")
+
+
+@contextmanager
+def _drafted(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place when the block ends well, and is gone when it does not."""
+    mark = uuid.uuid4().hex[:12]
+    draft, old = (out.parent / f".{out.name}-{mark}{end}" for end in ("", "-old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        yield draft
+        for path in draft.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            out.replace(old)
+        draft.replace(out)
+    except OSError as e:
+        raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
+    finally:
+        if old.exists() and not out.exists():
+            old.replace(out)
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _manifest(
+    checkpoint: Checkpoint, adapter: Path, name: str, version: str, evaluation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    base, recipe = checkpoint.base, checkpoint.recipe
+    own = not recipe.data.corpus
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "version": version,
+        "prompt_contract": CONTRACT,
+        "base": {
+            "name": base.name,
+            "file": base.file,
+            "size": base.size,
+            "sha256": base.sha256,
+            "from": f"the PyPI package {base.requirement.replace('==', ' ')}",
+            "licence": base.licence,
+        },
+        "roles": {
+            "infer": {"file": ADAPTER, "size": adapter.stat().st_size, "sha256": file_sha256(adapter)},
+            "generate": None,
+        },
+        "training": {
+            "recipe": recipe.name,
+            "method": recipe.method,
+            "seed": recipe.seed,
+            "steps": checkpoint.step,
+            "planned_steps": recipe.train.steps,
+            "rank": recipe.lora.rank,
+            "alpha": recipe.lora.alpha,
+            "made_from": dict(checkpoint.made_from),
+            "exported_with": _versions(),
+        },
+        "licences": {"base": base.licence, "corpus": "CC0-1.0" if own else "not known", "adapter": "Apache-2.0"},
+    }
+    return manifest | ({"evaluation": dict(evaluation)} if evaluation is not None else {})
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def compare(checkpoint: Checkpoint, file: Path, gguf: Gguf, shape: Shape) -> None:
+    """Raises ModelError unless ``file`` holds exactly the checkpoint's adapter, rounded to float16."""
+    adapter = read_adapter(file, gguf)
+    lora = checkpoint.recipe.lora
+    if not np.isclose(adapter.scale, lora.alpha / lora.rank, rtol=1e-6, atol=0):
+        raise ModelError(f"{file.name}: its scale is {adapter.scale:g}, not alpha / rank of the recipe")
+    names = {gguf_name(module + ".weight"): pair for module, pair in checkpoint.layers.items()}
+    if set(names) != set(adapter.layers):
+        raise ModelError(f"{file.name}: its layers are not the checkpoint's")
+    for name, (a, b) in names.items():
+        got_a, got_b = adapter.layers[name]
+        heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(name.split(".")[2])
+        if heads:
+            got_b = np.asarray(unpermute(got_b, heads), np.float32)
+        if not all(np.array_equal(_rounded(x), y) for x, y in ((a, got_a), (b, got_b))):
+            raise ModelError(f"{file.name}: {name} does not read back as the checkpoint has it")
+
+
+def _rounded(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return value.astype(np.float16).astype(np.float32)
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A table for the manifest. Raises ConfigError unless the file is one JSON object of finite numbers."""
+
+    def refuse(text: str) -> float:
+        raise ValueError(f"{text} is no number")
+
+    try:
+        value = json.loads(path.read_text("utf-8"), parse_constant=refuse)
+    except OSError as e:
+        raise ConfigError(f"cannot read the evaluation {path}: {e.strerror}") from None
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{path}: not JSON: {str(e)[:80]}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: the evaluation must be an object, not {type(value).__name__}")
+    return value

@@ -1,0 +1,149 @@
+"""A packed batch computes what every sequence alone computes, and its loss what a plain loop computes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from popi_edge.errors import ConfigError
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.tokenizer import Tokenizer
+from popi_training import base
+from popi_training.loss import supervised, token_logprobs
+from popi_training.pack import Packed, Sample, pack
+from popi_training.warm import Reader
+
+ids = st.integers(0, 3)
+"""Few values, so that sequences often begin alike."""
+samples = st.lists(
+    st.builds(
+        Sample,
+        st.lists(ids, min_size=1, max_size=6).map(tuple),
+        st.lists(ids, min_size=1, max_size=6).map(tuple),
+        weight=st.sampled_from([0.0, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def alone(model: Any, sample: Sample) -> torch.Tensor:
+    """Logits [completion, vocabulary] that predict a sample's completion, from this sequence and no other."""
+    sequence = torch.tensor([[*sample.prompt, *sample.completion[:-1]]])
+    out: torch.Tensor = model(sequence, use_cache=False).logits[0, len(sample.prompt) - 1 :]
+    return out
+
+
+def together(model: Any, packed: Packed) -> torch.Tensor:
+    """Logits [nodes, vocabulary] of the packed sequence, by its positions and mask alone."""
+    mask = torch.from_numpy(packed.mask)[None, None]
+    out: torch.Tensor = model(
+        input_ids=torch.from_numpy(packed.ids)[None],
+        position_ids=torch.from_numpy(packed.positions)[None],
+        attention_mask=torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min),
+        use_cache=False,
+    ).logits[0]
+    return out
+
+
+@given(samples)
+def test_every_token_sees_its_own_sequence_and_nothing_else(made: list[Sample]) -> None:
+    packed = pack(made)
+    prefixes = {
+        (*s.prompt, *s.completion)[:n] for s in made for n in range(1, len(s.prompt) + len(s.completion))
+    }  # fmt: skip
+    seen = [tuple(packed.ids[row]) for row in packed.mask]
+    assert sorted(seen) == sorted(prefixes)  # each shared prefix once, and only once
+    assert [len(s) - 1 for s in seen] == packed.positions.tolist()
+    start = 0
+    for sample, size, weight in zip(made, packed.sizes, packed.weights, strict=True):
+        whole = (*sample.prompt, *sample.completion)
+        for i in range(size):
+            assert seen[packed.at[start + i]] == whole[: len(sample.prompt) + i]
+            assert packed.label[start + i] == sample.completion[i]
+        assert weight == sample.weight
+        start += size
+    assert start == len(packed.at) == len(packed.label) == len(packed.allowed)
+
+
+@settings(max_examples=20, deadline=None)
+@given(samples)
+@torch.no_grad()
+def test_packed_logits_are_those_of_each_sequence_alone(tiny: tuple[Path, Any], made: list[Sample]) -> None:
+    model, packed, start = tiny[1], pack(made), 0
+    logits = together(model, packed)
+    for sample in made:
+        want = alone(model, sample)
+        got = logits[torch.from_numpy(packed.at[start : start + len(want)])]
+        assert (want - got).abs().max() < 1e-4 * want.abs().max()
+        start += len(want)
+
+
+PROMPT = tuple(range(40, 80))
+LONG = [
+    Sample(PROMPT, (5, 6, 7, 8), weight=1.0),
+    Sample(PROMPT, (5, 6, 9), weight=0.5),
+    Sample(PROMPT, (5,), weight=0.25),
+    Sample(PROMPT[:25], (5, 6, 7, 8), weight=2.0),
+    Sample((99, *PROMPT), (5, 6, 7, 8), weight=0.0),
+]
+
+
+def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(loss, trained))
+
+
+def test_packed_gradients_of_the_adapter_are_those_of_each_sequence_alone(tiny: tuple[Path, Any]) -> None:
+    model = base.with_lora(base.dequantized(tiny[0]), 4, 8.0, seed=1)
+    state = base.lora_state(model)
+    rng = np.random.default_rng(2)
+    base.load_lora(model, {n: rng.normal(0, 0.2, a.shape).astype(np.float32) for n, a in state.items()})
+    plain = torch.zeros(())
+    for s in LONG:
+        chosen = torch.log_softmax(alone(model, s), -1)[range(len(s.completion)), list(s.completion)]
+        plain = plain - s.weight * chosen.mean() / sum(s.weight for s in LONG)
+    packed, _ = supervised(model, pack(LONG))
+    assert (plain - packed).detach().abs() < 1e-5
+    for want, got in zip(gradients(model, plain), gradients(model, packed), strict=True):
+        assert want.abs().max() > 0 and (want - got).abs().max() < 1e-4 * want.abs().max()
+
+
+@torch.no_grad()
+def test_log_probabilities_are_over_the_ids_that_the_closed_vocabulary_allowed(tiny: tuple[Path, Any]) -> None:
+    path, model = tiny
+    reader = Reader(Tokenizer(Gguf(path)), 1024)
+    texts = ["Prefers short replies.", "Prefers warm words, and long replies.", "Nothing is clear yet."]
+    made = [reader.sample(PROMPT, text) for text in texts]
+    got = token_logprobs(model, pack(made)).tolist()
+    want = []
+    for sample in made:
+        state = reader.vocabulary.start()
+        for i, (row, token) in enumerate(zip(alone(model, sample), sample.completion, strict=True)):
+            allowed = reader.vocabulary.allowed(state, reader.limits["summary_tokens"] - i).tolist()
+            assert token in allowed and len(allowed) < len(row)
+            want.append(float(row[token]) - math.log(sum(math.exp(float(row[j])) for j in allowed)))
+            if token != reader.tokenizer.eos:
+                state = reader.vocabulary.advance(state, token)
+    assert np.abs(np.array(want) - np.array(got)).max() < 1e-4
+    assert max(got) <= 1e-6 and min(got) < -0.1
+
+
+def test_a_summary_that_could_not_be_written_is_not_learnt(tiny: tuple[Path, Any]) -> None:
+    reader = Reader(Tokenizer(Gguf(tiny[0])), 1024)
+    for text in ("Prefers Wroclaw.", "Prefers short replies", "prefers short replies."):
+        with pytest.raises(ConfigError, match="cannot be written under the closed vocabulary"):
+            reader.completion(text)
+
+
+@pytest.mark.parametrize("made", [[], [Sample((), (1,))], [Sample((1,), ())]])
+def test_nothing_to_pack_is_refused(made: list[Sample]) -> None:
+    with pytest.raises(ValueError, match="a sample needs a prompt and a completion"):
+        pack(made)

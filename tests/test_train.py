@@ -1,0 +1,380 @@
+"""A run stops anywhere and goes on exactly; whatever is wrong with it is one line, and the checkpoint before stays."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from popi_edge import cli, config
+from popi_edge.errors import PopiError
+from popi_edge.models.bases import BASES
+from popi_training import recipe as recipes
+from popi_training import train
+from popi_training.base import lora_state
+from tests import tiny as make
+from tests import tiny_training as small
+
+STEPS = 14
+Popi = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    """A run sets threads and determinism for the process; the other tests shall not notice."""
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+
+
+@pytest.fixture(scope="module")
+def made(tiny: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, a recipe and ``whole``, a run of it that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("training")
+    small.corpus(folder / "corpus")
+    path = small.recipe(folder, tiny[0], steps=STEPS)
+    go_on(path, folder / "whole")
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(made, tmp_path / "place")
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def popi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Popi:
+    """``popi`` with its words: exit code, stdout, stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["popi", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(str(left.value.code or 0)), out, err
+
+    return call
+
+
+def go_on(path: Path, out: Path, until: int = STEPS) -> train.Trainer:
+    """Train by a recipe in this process, up to a step."""
+    trainer = train.open_run(recipes.read(path), path, config.load())
+    train.run(trainer, out, until=until, minutes=None, tell=lambda *_: None)
+    return trainer
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1))
+
+
+def refused(done: tuple[int, str, str], *words: str) -> None:
+    """One line that says what and where, and nothing on stdout."""
+    code, out, err = done
+    assert (code, out) == (1, "") and err.startswith("popi: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def alike(one: Path, other: Path) -> bool:
+    """Whether two runs have the same adapter and optimizer bit for bit, at the same step."""
+    a, b = (train.read_checkpoint(f / train.CHECKPOINT) for f in (one, other))
+    moments = ("exp_avg", "exp_avg_sq", "step")
+    states = [[s[k] for s in x["optimizer"]["state"].values() for k in moments] for x in (a, b)]
+    same = all(torch.equal(p, q) for p, q in zip(*states, strict=True))
+    return same and a["step"] == b["step"] and all(np.array_equal(a["lora"][n], b["lora"][n]) for n in a["lora"])
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, but for the seconds."""
+    return [{k: v for k, v in m.items() if k != "seconds"} for m in train.read_metrics(folder / train.METRICS)]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from popi_edge import config
+from popi_training import recipe, train
+path, out = Path(sys.argv[1]), Path(sys.argv[2])
+trainer = train.open_run(recipe.read(path), path, config.load())
+train.run(trainer, out, until=10**6, minutes=None, tell=lambda *_: None)
+"""
+
+
+def child(*words: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_killed_at_a_random_step_it_goes_on_with_the_same_numbers(made: Path) -> None:
+    out, at = made / "killed", random.randint(1, STEPS - 6)
+    running = child("-c", CHILD, made / "recipe.toml", out)
+    while running.poll() is None:
+        lines = (out / train.METRICS).read_text().count("\n") if (out / train.METRICS).exists() else 0
+        if lines >= at:
+            running.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, err = running.communicate()
+    assert running.returncode == -signal.SIGKILL, err
+    before = len((out / train.METRICS).read_text().splitlines())
+    assert at <= before < STEPS
+    trainer = go_on(made / "recipe.toml", out)
+    assert trainer.step == STEPS
+    assert figures(out) == figures(made / "whole") and len(figures(out)) == STEPS, f"killed at step {before}"
+    assert alike(out, made / "whole"), f"killed at step {before}"
+
+
+def test_stopped_between_checkpoints_it_goes_on_with_the_same_numbers(place: Path) -> None:
+    for step in (1, 4, 4, 11, STEPS):
+        assert go_on(place / "recipe.toml", place / "pieces", until=step).step == step
+    assert figures(place / "pieces") == figures(place / "whole")
+    assert alike(place / "pieces", place / "whole")
+
+
+def test_it_learns_and_only_the_adapter_all_of_it(made: Path) -> None:
+    metrics, path = train.read_metrics(made / "whole" / train.METRICS), made / "recipe.toml"
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"] and all(0 < m["grad_norm"] < 100 for m in metrics)
+    assert [m["step"] for m in metrics if "dev_loss" in m] == [4, 8, 12, STEPS]
+    assert metrics[0]["lr"] < metrics[1]["lr"] == metrics[2]["lr"] > metrics[-1]["lr"] > 0
+    trainer = train.open_run(recipes.read(path), path, config.load())
+    fresh, fixed = lora_state(trainer.model), [p for p in trainer.model.parameters() if not p.requires_grad]
+    before = [p.clone() for p in fixed]
+    learnt = train.read_checkpoint(made / "whole" / train.CHECKPOINT)["lora"]
+    assert len(fresh) == 2 * 7 * 4 and all(not np.array_equal(fresh[n], learnt[n]) for n in fresh)
+    trainer.train_step()
+    assert len(fixed) > 30 and all(torch.equal(a, b) for a, b in zip(before, fixed, strict=True))
+
+
+def test_a_replay_agrees_and_finds_the_one_number_that_was_changed(place: Path, popi: Popi) -> None:
+    words = ("train", place / "recipe.toml", "--replay", 5, "--against")
+    assert popi(*words, place / "whole")[:2] == (0, "5 steps agree bit for bit\n")
+    lines = (place / "whole" / train.METRICS).read_text().splitlines()
+    third = json.loads(lines[2])
+    third["loss"] = float(np.nextafter(third["loss"], 10))
+    lines[2] = json.dumps(third)
+    (place / "other.jsonl").write_text("\n".join(lines[:4]) + "\n")
+    code, out, _ = popi(*words, place / "other.jsonl")
+    assert code == 1 and out.startswith("step 3: loss ") and repr(third["loss"]) in out
+    assert out.splitlines()[1:] == ["step 5 is not there to compare with"]
+    code, out, _ = popi(*words, place / "other.jsonl", "--json")
+    assert code == 1 and len(json.loads(out)["differences"]) == 2 and json.loads(out)["steps"] == 5
+    refused(popi(*words, place / "none.jsonl"), "cannot read", "none.jsonl")
+    refused(popi("train", place / "recipe.toml", "--replay", 99, "--against", place / "whole"), "14 steps")
+
+
+def test_the_command_trains_stops_and_goes_on(place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    code, out, err = popi("train", "recipe.toml", "--until", 2)
+    assert code == 0 and "step 2 of 14: loss " in out and "runs/small; the same command goes on" in out
+    assert "training: 100%" in err
+    code, out, _ = popi("train", "recipe.toml", "--minutes", 0.0001, "--json")
+    assert code == 0 and json.loads(out)["step"] == 3 and json.loads(out)["done"] is False
+    code, out, _ = popi("train", "recipe.toml", "--json")
+    result = json.loads(out)
+    assert result["step"] == result["steps"] == STEPS and result["done"] is True
+    last = figures(place / "whole")[-1]
+    assert result["loss"] == last["loss"] and result["dev"]["dev_loss"] == last["dev_loss"]
+    assert alike(place / "runs" / "small", place / "whole")
+    code, out, _ = popi("runs", "list")
+    assert code == 0 and re.search(r"^small +14/14 +[\d.]+ +[\d.]+ .* \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", out, re.M)
+    code, out, _ = popi("runs", "list", "--json")
+    assert [r["name"] for r in json.loads(out)] == ["small"] and json.loads(out)[0]["loss"] == last["loss"]
+    code, out, _ = popi("runs", "show", "small", "--every", 10)
+    assert 'name = "small"' in out and "prompt contract: " in out
+    assert [line.split()[0] for line in out.splitlines() if re.match(r"\d", line)] == ["1", "4", "8", "10", "12", "14"]
+    code, out, _ = popi("runs", "show", place / "whole", "--json")
+    assert json.loads(out)["metrics"][4]["step"] == 5 and set(json.loads(out)["made_from"]) >= {"recipe", "base"}
+    refused(popi("runs", "show", "none"), "there is no run 'none' in runs")
+    assert popi("runs", "list", "--dir", place / "corpus")[1] == f"no runs in {place / 'corpus'}\n"
+
+
+def test_ctrl_c_is_one_line_and_the_last_checkpoint_is_whole(place: Path, popi: Popi) -> None:
+    out = place / "cut"
+
+    ended = threading.Event()
+
+    def press() -> None:
+        while not ended.wait(0.001):
+            if (out / train.CHECKPOINT).exists():
+                _thread.interrupt_main()
+                return
+
+    edited(place / "recipe.toml", f"steps = {STEPS}", "steps = 100000")
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    code, said, err = popi("train", place / "recipe.toml", "--out", out)
+    ended.set()
+    pressing.join()
+    assert (code, said, err.splitlines()[-1]) == (130, "", "popi: interrupted")
+    step = train.read_checkpoint(out / train.CHECKPOINT)["step"]
+    assert step >= 3 and step % 3 == 0
+    assert sorted(p.name for p in out.iterdir()) == sorted([train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN])
+
+
+def test_check_says_what_would_be_trained_on_without_torch(
+    place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as bare:
+        for module in ("torch", "transformers", "peft", "popi_training.train"):
+            bare.setitem(sys.modules, module, None)
+        code, out, _ = popi("train", place / "recipe.toml", "--check", "--json")
+        text = popi("train", place / "recipe.toml", "--check")[1]
+        training, looking = popi("train", place / "recipe.toml"), popi("runs", "list", "--dir", place)
+    found = json.loads(out)
+    assert code == 0 and found["dimensions"] == ["size", "tone"]
+    assert (found["prompts"], found["pairs"], found["phrasings"]) == (3, 6, 2 * 2 * 4 * 6)
+    assert (found["batch"], found["steps"], found["users"]) == (3, STEPS, 3 * STEPS)
+    held = {"dimensions": ["order"], "combinations": 1, "development_prompts": 1, "prompts": 1, "pairs": 4}
+    assert held.items() <= found["held_out"].items() and found["held_out"]["phrasings"] == 3 * 2 * 4 * 5 + 2 * 4 * 6
+    metrics = train.read_metrics(place / "whole" / train.METRICS)
+    assert found["tokens"]["run"] == pytest.approx(sum(m["tokens"] for m in metrics), rel=0.01)  # every step is sampled
+    assert "2 dimensions: size, tone" in text and "3 a step x 14 steps = 42" in text and "tokens " in text
+    refused(training, "torch and transformers and peft not installed", "popi-edge[training]")
+    refused(looking, "torch not installed", "popi-edge[training]")
+
+
+def test_check_of_a_known_base_that_is_not_here_leaves_the_tokens_out(place: Path, popi: Popi) -> None:
+    known = BASES["smollm2-135m"].sha256
+    path = small.recipe(place, "smollm2-135m", sha256=known)
+    code, out, _ = popi("train", path, "--check", "--json")
+    assert code == 0 and json.loads(out)["tokens"] is None and json.loads(out)["licences"]["base"] == "Apache-2.0"
+    edited(path, known, "0" * 64)
+    refused(popi("train", path, "--check"), "but the recipe wants 000000000000…")
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_another_base_is_refused(place: Path, popi: Popi, check: bool) -> None:
+    make.llama(place / "other.gguf", seed=9)
+    text = (place / "recipe.toml").read_text()
+    (place / "recipe.toml").write_text(re.sub(r"name = .*gguf.*", f'name = "{place / "other.gguf"}"', text))
+    words = ["--check"] if check else ["--out", place / "run"]
+    refused(popi("train", place / "recipe.toml", *words), "other.gguf", "but the recipe wants")
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("what", ["phrasing", "prompt", "dimension"])
+def test_what_is_held_out_is_not_trained_on(place: Path, popi: Popi, what: str, check: bool) -> None:
+    held = place / "corpus" / "heldout" / "form.jsonl"
+    if what == "phrasing":
+        edited(held, "honest prefers short statement.", "Clear  PREFERS short statement.")
+        why = ["held-out statement of size.short is also the training statement of size.short"]
+    elif what == "prompt":
+        edited(held, "Why is it so?", "what is thing 2?")
+        why = ["held-out prompt form-9 is also the training prompt form-2"]
+    else:
+        edited(place / "recipe.toml", 'corpus = "corpus"', 'corpus = "corpus"\ndimensions = ["tone", "order"]')
+        why = ["recipe.toml: data.dimensions: order is held out by splits.json"]
+    words = ["--check"] if check else ["--out", place / "run"]
+    refused(popi("train", place / "recipe.toml", *words), *why)
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("recipe", "recipe"), ("corpus", "corpus")],
+)
+def test_a_run_begun_from_something_else_is_left_as_it_is(place: Path, popi: Popi, change: str, key: str) -> None:
+    if change == "recipe":
+        edited(place / "recipe.toml", "lr = 0.01", "lr = 0.02")
+    else:
+        edited(place / "corpus" / "form.jsonl", "What is thing 0?", "What was thing 0?")
+    before = {p.name: p.read_bytes() for p in (place / "whole").iterdir()}
+    refused(popi("train", place / "recipe.toml", "--out", place / "whole"), f"was begun from another {key}")
+    assert {p.name: p.read_bytes() for p in (place / "whole").iterdir()} == before
+
+
+@pytest.mark.parametrize("how", ["cut", "one byte", "text", "another file"])
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(place: Path, popi: Popi, how: str) -> None:
+    path = place / "whole" / train.CHECKPOINT
+    whole = bytearray(path.read_bytes())
+    if how == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif how == "one byte":
+        whole[len(whole) // 2] ^= 1
+        path.write_bytes(whole)
+    elif how == "text":
+        path.write_text("not a checkpoint")
+    else:
+        torch.save({"step": 3}, path)
+    before = {p.name: p.read_bytes() for p in (place / "whole").iterdir()}
+    refused(popi("train", place / "recipe.toml", "--out", place / "whole"), str(path))
+    assert {p.name: p.read_bytes() for p in (place / "whole").iterdir()} == before
+
+
+def test_damaged_metrics_name_the_line(place: Path, popi: Popi) -> None:
+    path = place / "whole" / train.METRICS
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "{", *lines[4:]]) + "\n")
+    refused(popi("train", place / "recipe.toml", "--out", place / "whole"), "metrics.jsonl, line 4")
+    path.write_text("\n".join(lines[:5]) + '\n{"step": 6, "lo')  # cut off in the last line: made again
+    assert len(train.read_metrics(path)) == 5
+
+
+FULL = """
+import resource, sys
+from popi_edge.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main()
+"""
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
+    out = place / "full"
+    go_on(place / "recipe.toml", out, until=5)
+    before = (out / train.CHECKPOINT).read_bytes()
+    limit = len(before) // 2
+    running = child("-c", FULL, limit, "train", place / "recipe.toml", "--out", out)
+    said, err = running.communicate()
+    refused((running.returncode, said, err), "cannot write the checkpoint of step 6 to", "File too large")
+    assert (out / train.CHECKPOINT).read_bytes() == before
+    assert sorted(p.name for p in out.iterdir()) == sorted([train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN])
+    assert go_on(place / "recipe.toml", out).step == STEPS
+    assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--replay", 2], ["--against", "x"], ["--check", "--until", 3], ["--check", "--replay", 2, "--against", "x"],
+     ["--until", 0], ["--minutes", 0]],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_wrong_usage(made: Path, popi: Popi, words: list[object]) -> None:
+    assert popi("train", made / "recipe.toml", *words)[0] == 2
+
+
+def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: Popi) -> None:
+    (place / "corpus" / "facts.jsonl").unlink()
+    refused(popi("train", place / "recipe.toml", "--check"), "no facts for training")
+    edited(place / "corpus" / "splits.json", "form-3", "form-33")
+    refused(popi("train", place / "recipe.toml", "--check"), "no pairs are left to develop on")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:
+    trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
+    with torch.no_grad():
+        next(iter(trainer.parameters()))[0, 0] = float("nan")
+    with pytest.raises(PopiError, match="step 0: the loss is not a number"):
+        train.run(trainer, place / "nan", until=3, minutes=None, tell=lambda *_: None)
+    assert not (place / "nan" / train.CHECKPOINT).exists()

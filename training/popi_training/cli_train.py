@@ -1,0 +1,342 @@
+"""``popi train`` and ``popi runs``: train by a recipe, go on, check, replay; look at what was trained.
+
+Nothing here loads torch before it is needed: ``popi train --check`` works without it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from popi_edge.cli.common import App, common
+from popi_edge.errors import ConfigError, EngineError, ModelError
+from popi_training.cli import Meter
+
+if TYPE_CHECKING:
+    from popi_training.recipe import Recipe
+    from popi_training.warm import Set
+
+NEEDED = ("torch", "transformers", "peft")
+SAMPLED = 8
+"""Steps whose tokens are counted, about, to say how many a whole run will take."""
+SHOWN = 5
+"""Differences that a replay shows before it only counts them."""
+UNKNOWN = "not known to popi"
+"""What is said of the licence of a corpus or a base that is not the project's own."""
+PathType = click.Path(path_type=Path)
+
+
+def trainer_module(needed: tuple[str, ...] = NEEDED) -> Any:
+    """``popi_training.train``. Raises EngineError where a package that it needs is not installed."""
+    if missing := [m for m in needed if importlib.util.find_spec(m) is None]:
+        raise EngineError(f"{' and '.join(missing)} not installed; run: pip install 'popi-edge[training]'")
+    from popi_training import train
+
+    return train
+
+
+@click.command("train")
+@click.argument("recipe", metavar="RECIPE", type=PathType)
+@click.option("--out", metavar="DIR", type=PathType, help="The run's folder (default: runs/NAME); a run there goes on.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Stop after M, and save.")
+@click.option("--until", type=click.IntRange(min=1), metavar="STEP", help="Stop after this step, and save.")
+@click.option("--check", is_flag=True, help="Train nothing: say what it would be trained on.")
+@click.option("--replay", type=click.IntRange(min=1), metavar="N", help="Train N steps apart and compare.")
+@click.option("--against", metavar="METRICS", type=PathType, help="The run, or its metrics.jsonl, to compare with.")
+@common
+def train(
+    app: App,
+    *,
+    recipe: Path,
+    out: Path | None,
+    minutes: float | None,
+    until: int | None,
+    check: bool,
+    replay: int | None,
+    against: Path | None,
+) -> None:
+    """Train by a recipe, or go on with a run that was stopped."""
+    from popi_training import recipe as recipes
+
+    if (replay is None) != (against is None):
+        raise click.UsageError("--replay and --against go together")
+    if sum([check, replay is not None, any(o is not None for o in (out, minutes, until))]) > 1:
+        raise click.UsageError("--check and --replay stand alone")
+    read = recipes.read(recipe)
+    if check:
+        found = checked(app, read, recipe)
+        app.emit(found, lambda: _check_text(found))
+    elif replay is not None and against is not None:
+        _replay(app, read, recipe, replay, against)
+    else:
+        _train(app, read, recipe, out or Path("runs") / read.name, minutes, until)
+
+
+def _train(app: App, recipe: Recipe, where: Path, out: Path, minutes: float | None, until: int | None) -> None:
+    module = trainer_module()
+    trainer = module.open_run(recipe, where, app.settings)
+    meter = Meter()
+    try:
+        done = module.run(
+            trainer, out, until=until or recipe.train.steps, minutes=minutes, tell=_telling(meter, "training")
+        )
+    finally:
+        meter.close()
+    result = _run(out) | {"done": done}
+    app.emit(result, lambda: _end_text(result))
+
+
+def _telling(meter: Meter, stage: str) -> Callable[[int, int, float], None]:
+    """The trainer's progress on a meter that counts only the steps of this call, as their time is measured."""
+    whole: list[int] = []
+
+    def tell(step: int, last: int, loss: float) -> None:
+        whole.append(last - step + 1)
+        meter(stage, 1, whole[0])
+
+    return tell
+
+
+def _end_text(result: dict[str, Any]) -> str:
+    state = "done" if result["done"] else f"the same command goes on to step {result['steps']}"
+    figures = {"loss": result["loss"], **result["dev"]}
+    shown = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items() if value is not None)
+    return f"step {result['step']} of {result['steps']}: {shown}\nIt lies in {result['folder']}; {state}."
+
+
+def _replay(app: App, recipe: Recipe, where: Path, steps: int, against: Path) -> None:
+    module = trainer_module()
+    if steps > recipe.train.steps:
+        raise ConfigError(f"the recipe has {recipe.train.steps} steps; {steps} cannot be replayed")
+    theirs = module.read_metrics(against / module.METRICS if against.is_dir() else against)
+    trainer = module.open_run(recipe, where, app.settings)
+    meter = Meter()
+    with tempfile.TemporaryDirectory(prefix="popi-replay-") as folder:
+        try:
+            module.run(trainer, Path(folder), until=steps, minutes=None, tell=_telling(meter, "replaying"))
+        finally:
+            meter.close()
+        found = module.differences(module.read_metrics(Path(folder) / module.METRICS), theirs)
+    more = f"\nand {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    good = f"{steps} steps agree bit for bit"
+    app.emit({"steps": steps, "differences": found}, good if not found else "\n".join(found[:SHOWN]) + more)
+    if found:
+        click.get_current_context().exit(1)
+
+
+def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
+    """What a recipe would be trained on and what is held out, without loading a model.
+
+    Raises ConfigError where something held out would be trained on, ModelError for another base.
+    """
+    from popi_edge.models.bases import BASES
+    from popi_training import warm
+
+    data = warm.load(recipe, where)
+    base = _base(app, recipe)
+    kinds = {k: v for k, v in recipe.users.kinds.items() if v}
+    return {
+        "name": recipe.name,
+        "method": recipe.method,
+        "role": recipe.role,
+        "base": {"name": recipe.base.name, "sha256": recipe.base.sha256, "here": base is not None},
+        "dimensions": data.train.dimensions,
+        "prompts": len({p.prompt for pairs in data.train.pairs.values() for p in pairs}),
+        "pairs": sum(len(pairs) for pairs in data.train.pairs.values()),
+        "phrasings": _phrasings(data.corpus, data.train.dimensions),
+        "kinds": sorted(kinds),
+        "steps": recipe.train.steps,
+        "batch": recipe.train.batch,
+        "users": recipe.train.steps * recipe.train.batch,
+        "tokens": _tokens(recipe, data, base) if base is not None else None,
+        "held_out": {
+            "dimensions": sorted(data.splits.dimensions),
+            "combinations": len(data.splits.combinations),
+            "development_prompts": len(data.splits.dev_prompts),
+            "prompts": len(data.heldout.prompts),
+            "pairs": len(data.heldout.pairs) + sum(p.dimension in data.splits.dimensions for p in data.corpus.pairs),
+            "phrasings": _phrasings(data.heldout, data.heldout.dimensions)
+            + _phrasings(data.corpus, [d for d in data.corpus.dimensions if d in data.splits.dimensions]),
+        },
+        "licences": {
+            "corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN,
+            "base": BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN,
+        },
+    }
+
+
+def _phrasings(corpus: Any, dimensions: Any) -> int:
+    poles = [pole for name in dimensions for pole in corpus.dimensions[name].poles.values()]
+    return sum(len(texts) for pole in poles for texts in pole.phrasings.values())
+
+
+def _base(app: App, recipe: Recipe) -> Path | None:
+    """The base's file, if it is on this device. Raises ModelError for an unknown name or another hash."""
+    from popi_edge.models.bases import BASES, file_sha256, find, locate
+
+    name = recipe.base.name
+    if name in BASES:
+        path, digest = find(BASES[name], app.settings.models), BASES[name].sha256
+    else:
+        path = locate(name, app.settings.models)
+        digest = file_sha256(path)
+    if recipe.base.sha256 and digest != recipe.base.sha256:
+        raise ModelError(f"{name} has SHA-256 {digest[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+    return path
+
+
+def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
+    """Tokens of packed users (each shared token once): mean and most over some steps, and of a whole run."""
+    from popi_edge.models.gguf import Gguf
+    from popi_edge.models.tokenizer import Tokenizer
+    from popi_training import warm
+
+    file, t = Gguf(path), recipe.train
+    reader = warm.Reader(Tokenizer(file), int(file.need("llama.context_length", int)))
+    sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
+    sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
+    mean = sum(sizes) / len(sizes)
+    whole = round(mean * t.steps * t.batch)
+    return {"a_user": round(mean), "longest": max(sizes), "sampled_users": len(sizes), "run": whole}
+
+
+def _check_text(c: dict[str, Any]) -> str:
+    held, tokens, base = c["held_out"], c["tokens"], c["base"]
+    here = "" if base["here"] else ", not on this device yet: tokens are not counted"
+    lines = [
+        f"{c['name']}: {c['method']} of {c['role']} on {base['name']} ({c['licences']['base']}{here})",
+        *textwrap.wrap(f"trained on   {len(c['dimensions'])} dimensions: {', '.join(c['dimensions'])}", 100,
+                       subsequent_indent=" " * 13),
+        f"             {c['prompts']} prompts, {c['pairs']} pairs, {c['phrasings']} phrasings "
+        f"(corpus: {c['licences']['corpus']})",
+        f"             signals: {', '.join(c['kinds'])}",
+        f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
+    ]  # fmt: skip
+    if tokens:
+        lines.append(
+            f"tokens       {tokens['a_user']:,} a user, about {tokens['run']:,} in all; longest {tokens['longest']:,} "
+            f"(of {tokens['sampled_users']} users drawn)"
+        )
+    return "\n".join([
+        *lines,
+        f"held out     {len(held['dimensions'])} dimensions: {', '.join(held['dimensions'])}",
+        f"             {held['combinations']} combinations of dimensions",
+        f"             {held['development_prompts']} prompts of the corpus, whose pairs are for development",
+        f"             {held['prompts']} prompts written apart, {held['pairs']} pairs, {held['phrasings']} phrasings",
+        "nothing that is held out is trained on",
+    ])  # fmt: skip
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """A run's figures: step, steps, last loss, last figures on development users, when. Raises ConfigError."""
+    from popi_training import recipe as recipes
+
+    module = trainer_module(("torch",))
+    metrics = module.read_metrics(folder / module.METRICS)
+    recipe = recipes.read(folder / module.RECIPE)
+    last = metrics[-1] if metrics else {"step": 0}
+    dev: dict[str, Any] = next((m for m in reversed(metrics) if "dev_loss" in m), {})
+    figures = {k: v for k, v in dev.items() if k.startswith("dev_")}
+    try:
+        seconds = (folder / module.METRICS).stat().st_mtime
+    except OSError as e:
+        raise ConfigError(f"cannot read {folder}: {e.strerror}") from None
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return {
+        "name": recipe.name,
+        "folder": str(folder),
+        "step": last["step"],
+        "steps": recipe.train.steps,
+        "loss": last.get("loss"),
+        "dev": figures,
+        "when": when.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+@click.group()
+def runs() -> None:
+    """What was trained."""
+
+
+dir_option = click.option(
+    "--dir", "folder", default="runs", show_default=True, type=PathType, help="Where the runs lie."
+)
+
+
+@runs.command("list")
+@dir_option
+@common
+def list_(app: App, *, folder: Path) -> None:
+    """Runs: how far, and the last figures."""
+    rows, odd = [], []
+    for path in sorted(p.parent for p in folder.glob("*/run.json")):
+        try:
+            rows.append(_run(path))
+        except ConfigError as e:
+            odd.append(str(e))
+    for line in odd:
+        app.note(line)
+    figures = list(dict.fromkeys(key for r in rows for key in r["dev"]))
+    head = ("name", "step", "loss", *figures, "when")
+    cells = [
+        (
+            Path(r["folder"]).name,
+            f"{r['step']}/{r['steps']}",
+            *map(_figure, (r["loss"], *(r["dev"].get(f) for f in figures))),
+            str(r["when"]),
+        )
+        for r in rows
+    ]
+    app.emit(rows, lambda: table(head, cells) if rows else f"no runs in {folder}")
+
+
+@runs.command()
+@click.argument("name", metavar="NAME")
+@dir_option
+@click.option("--every", default=20, show_default=True, type=click.IntRange(min=1), help="Show each so many-th step.")
+@common
+def show(app: App, *, name: str, folder: Path, every: int) -> None:
+    """One run: its recipe, what it was made from, its metrics."""
+    module = trainer_module(("torch",))
+    path = folder / name if (folder / name).is_dir() else Path(name)
+    if not (path / module.RUN).is_file():
+        raise ConfigError(f"there is no run {name!r:.80} in {folder}")
+    facts = _run(path)
+    metrics = module.read_metrics(path / module.METRICS)
+    kept = [m for i, m in enumerate(metrics, 1) if m["step"] % every == 0 or i in (1, len(metrics)) or "dev_loss" in m]
+    try:
+        made_from = json.loads((path / module.RUN).read_text("utf-8"))
+        recipe = (path / module.RECIPE).read_text("utf-8")
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path / module.RUN}: not a run: {e}") from None
+    keys = tuple(k for k in dict.fromkeys(k for m in metrics for k in m) if k != "seconds")
+    cells = [tuple(_figure(m.get(key)) for key in keys) for m in kept]
+
+    def text() -> str:
+        rows = [f"{key}: {value}" for key, value in made_from.items() if key != "name"]
+        head = f"{facts['folder']}: step {facts['step']} of {facts['steps']}, {facts['when']}"
+        return "\n\n".join([head, "\n".join(rows), recipe.strip(), table(keys, cells)])
+
+    app.emit(facts | {"made_from": made_from, "recipe": recipe, "metrics": metrics}, text)
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    sides = [str.ljust, *[str.rjust] * (len(head) - 1)]
+    lines = [[side(c, w) for side, c, w in zip(sides, row, widths, strict=True)] for row in [head, *rows]]
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
