@@ -22,6 +22,8 @@ from popi_training.pack import Sample, pack
 
 POLES = (("short", "long"), ("warm", "cool"), ("plain", "technical"), ("funny", "serious"))
 TOPICS = ("bread", "rain", "trains", "gardens", "music", "paint")
+TOGETHER = 4
+"""Users packed into one sequence: the tree mask costs the square of its length."""
 LONG_AGO = "1970-01-01T00:00:00Z"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
@@ -52,7 +54,7 @@ def person(name: str) -> Person:
     return Person(words, tuple(signals), f"Prefers {' and '.join(words)} replies.")
 
 
-def vocabulary(size: int = 420) -> tuple[list[str], list[str], list[int]]:
+def vocabulary(size: int = 640) -> tuple[list[str], list[str], list[int]]:
     """Tokens, merges and types of a byte-level BPE trained on the contract's own text and on some people."""
     import json
 
@@ -100,14 +102,14 @@ def untrained(words: int, seed: int) -> Any:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=words, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True,
+        vocab_size=words, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True, initializer_range=0.12,
         use_cache=False,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
-def train(path: Path, *, steps: int = 150, batch: int = 12, seed: int = 0) -> list[float]:
+def train(path: Path, *, steps: int = 150, batch: int = 32, seed: int = 0) -> list[float]:
     """Train from nothing and write the model to ``path``; the losses, step by step."""
     import torch
 
@@ -126,11 +128,13 @@ def train(path: Path, *, steps: int = 150, batch: int = 12, seed: int = 0) -> li
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (step + 1) / 20) * min(1.0, 2 * (steps - step) / steps)
         optimizer.zero_grad(set_to_none=True)
+        names = [f"train-{seed}-{step * batch + i}" for i in range(batch)]
         total = 0.0
-        for i in range(batch):
-            loss, _ = supervised(model, pack([_sample(person(f"train-{seed}-{step * batch + i}"), tokenizer)]))
-            (loss / batch).backward()
-            total += loss.item() / batch
+        for start in range(0, batch, TOGETHER):
+            some = [_sample(person(name), tokenizer) for name in names[start : start + TOGETHER]]
+            loss, _ = supervised(model, pack(some))
+            (loss * len(some) / batch).backward()
+            total += loss.item() * len(some) / batch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(total)
