@@ -48,7 +48,8 @@ class Schedule:
     of the signals. ``warmup``: steps of rising rate; ``decay``: share of the steps, at the end, of falling rate.
 
     ``easy``: so many steps with users of one pole and one or two clear signals come first. ``sharpness``: how much
-    the phrasings that the generator follows best are preferred (0: not at all). ``contrast``: weight of telling a
+    the phrasings that the generator follows best are preferred (0: not at all); ``options``: only so many of a pole,
+    the best followed, are taught (0: all). ``contrast``: weight of telling a
     user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: the
     share of couples who are opposite in everything, with the same signals the other way round.
     """
@@ -62,6 +63,7 @@ class Schedule:
     phrasings: int = 3
     halfway: int = 2
     sharpness: float = 0.0
+    options: int = 0
     easy: int = 0
     contrast: float = 0.0
     mirrored: float = 0.0
@@ -145,7 +147,8 @@ def _check(r: Recipe, where: str) -> None:
         ("train.steps", t.steps, 1, MAX_STEPS), ("train.batch", t.batch, 1, 1024), ("train.lr", t.lr, 1e-9, 1),
         ("train.warmup", t.warmup, 0, t.steps), ("train.decay", t.decay, 0, 1), ("train.clip", t.clip, 1e-6, 1e6),
         ("train.phrasings", t.phrasings, 1, 64), ("train.halfway", t.halfway, 0, 64),
-        ("train.sharpness", t.sharpness, 0, 100), ("train.contrast", t.contrast, 0, 1000),
+        ("train.sharpness", t.sharpness, 0, 100), ("train.options", t.options, 0, 64),
+        ("train.contrast", t.contrast, 0, 1000),
         ("train.mirrored", t.mirrored, 0, 1), ("train.scale", t.scale, 1e-3, 1e3),
         ("train.easy", t.easy, 0, MAX_STEPS), ("train.threads", t.threads, 1, 256),
         ("train.checkpoint_every", t.checkpoint_every, 1, MAX_STEPS), ("train.dev_every", t.dev_every, 1, MAX_STEPS),

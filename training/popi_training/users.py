@@ -251,7 +251,7 @@ def say(
 ) -> str:  # fmt: skip
     """A summary of the wants in order, one phrasing each, within ``limit`` tokens; the last are left out if need be.
 
-    ``weights``: phrasing → weight; the others count 1. No wants: the contract's word for nothing to say.
+    ``weights``: phrasing → weight, 0 for never; the others count 1. No wants: the contract's word for nothing to say.
     """
     most = limit or prompts.spec()["limits"]["summary_tokens"]
     if not wants:
@@ -260,9 +260,10 @@ def say(
         kept = wants[: max(1, len(wants) - attempt // 20)]
         texts = []
         for want in kept:
-            options = material.words.dimensions[want.dimension].poles[want.pole].phrasings["summary"]
+            phrasings = material.words.dimensions[want.dimension].poles[want.pole].phrasings["summary"]
+            options = [o for o in phrasings if (weights or {}).get(o, 1.0) > 0] or phrasings
             if attempt >= 10:  # many wants need short phrasings
-                options = sorted(options, key=len)[: max(2, len(options) // 2)]
+                options = sorted(options, key=len)[: max(1, len(options) // 2)]
             texts.append(rng.choices(options, [(weights or {}).get(o, 1.0) for o in options])[0])
         text = " ".join(texts)
         if len(tokenizer.encode(text)) <= most:  # type: ignore[attr-defined]

@@ -61,7 +61,7 @@ def load(recipe: Recipe, where: Path) -> Set:
     train = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dimensions)
     dev = Material(corpus, pairs=lambda p: p.prompt in split.dev_prompts, dimensions=dimensions)
     _complete(recipe, train, dev, str(folder))
-    weights = _weights(folder / FOLLOW, recipe.train.sharpness)
+    weights = _weights(folder / FOLLOW, recipe, corpus)
     return Set(train, dev, split, weights, corpus, heldout)
 
 
@@ -94,16 +94,22 @@ def _texts(corpus: corpora.Corpus) -> list[tuple[str, str]]:
     return out
 
 
-def _weights(path: Path, sharpness: float) -> dict[str, float]:
-    if not sharpness:
+def _weights(path: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
+    """How often each summary phrasing is taught, from how far it moves the generator; empty: all alike."""
+    sharpness, options = recipe.train.sharpness, recipe.train.options
+    if not sharpness and not options:
         return {}
     try:
-        moved = json.loads(path.read_text("utf-8"))["phrasings"]
-        return {str(text): math.exp(sharpness * float(nats)) for text, nats in moved.items()}
+        moved = {str(t): float(nats) for t, nats in json.loads(path.read_text("utf-8"))["phrasings"].items()}
+        weights = {text: math.exp(sharpness * nats) for text, nats in moved.items()}
     except OSError as e:
-        raise ConfigError(f"train.sharpness needs {path}: {e.strerror}") from None
+        raise ConfigError(f"train.sharpness and train.options need {path}: {e.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise ConfigError(f"{path}: not a table of phrasings: {e}") from None
+    for pole in (p for d in corpus.dimensions.values() for p in d.poles.values()):
+        ranked = sorted(pole.phrasings["summary"], key=lambda t: (-moved.get(t, 0.0), t))
+        weights |= {text: 0.0 for text in ranked[options:] if options}
+    return weights
 
 
 class Reader:
@@ -213,9 +219,10 @@ def _samples(
     count: int, signals: tuple[Signal, ...], wants: tuple[Want, ...], data: Set, reader: Reader, rng: random.Random
 ) -> list[Sample]:
     prompt = reader.prompt(signals)
-    texts = {reader.say(wants, data.train, rng, data.weights): None for _ in range(count)}
-    if len(texts) == 1 and count > 1 and wants:  # sharp weights make the same phrasing likely
-        texts[reader.say(wants, data.train, rng)] = None
+    texts, tries = {reader.say(wants, data.train, rng, data.weights): None}, 3 * count
+    while len(texts) < count and wants and tries:  # sharp weights make the same phrasing likely
+        texts[reader.say(wants, data.train, rng, data.weights)] = None
+        tries -= 1
     return [reader.sample(prompt, text, 1.0 / len(texts)) for text in texts]
 
 
@@ -223,7 +230,7 @@ def dev_couple(recipe: Recipe, data: Set, reader: Reader, index: int) -> list[Pa
     """The index-th development couple: each packed with a summary of their wants and one of the other's."""
     users = couple(f"dev:{index}", data.dev, recipe.users, data.splits)
     rng = random.Random(f"say:dev:{index}")
-    texts = [reader.say(user.wants, data.dev, rng) for user in users]
+    texts = [reader.say(user.wants, data.dev, rng, data.weights) for user in users]
     return [
         pack([reader.sample(prompt, texts[i]), reader.sample(prompt, texts[1 - i], 0.0)])
         for i, prompt in enumerate(reader.prompt(user.signals) for user in users)
