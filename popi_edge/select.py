@@ -15,7 +15,7 @@ def window(lengths: Sequence[int], budget: int, block: int) -> int:
     for i, n in enumerate(lengths):
         total += n
         while total > budget and start < i:
-            leave = min(start + block, i)
+            leave = min((start // block + 1) * block, i)  # to the next block, also where one left in part
             total -= sum(lengths[start:leave])
             start = leave
     return start

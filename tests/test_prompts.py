@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from popi_edge import prompts
@@ -88,6 +88,7 @@ def test_bare_and_summary_differ_only_in_the_system_message(tokenizer: Tokenizer
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(300, 2000), st.integers(1, 9))
+@example([3, 298, 1, 1, 1], 300, 2)
 def test_the_window_fits_and_moves_only_in_blocks(lengths: list[int], budget: int, block: int) -> None:
     starts = [window(lengths[: i + 1], budget, block) for i in range(len(lengths))]
     for i, start in enumerate(starts):
