@@ -13,6 +13,7 @@ from popi_edge.signals import Signal
 
 if TYPE_CHECKING:
     from popi_edge.engines.base import Constraint, Engine
+    from popi_edge.models.tokenizer import Tokenizer
     from popi_edge.vocabulary import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -92,6 +93,22 @@ def evidence(signals: Sequence[Signal]) -> int:
     return sum(int(points[s.kind]) for s in signals)
 
 
+def inference_prompt(
+    tokenizer: Tokenizer, signals: Sequence[Signal], context: int, previous: str = ""
+) -> tuple[int, list[int]]:
+    """The prompt for a summary of the newest signals that fit a context of so many tokens.
+
+    Returns the index of the first signal that is in it, and its ids.
+    """
+    limits = prompts.spec()["limits"]
+    texts = [prompts.signal_text(s, tokenizer) for s in signals]
+    frame = len(prompts.chat_ids(tokenizer, prompts.infer_messages([], previous)))
+    room = min(limits["infer_tokens"], context - limits["summary_tokens"])
+    budget = room - frame - 8  # tokens at the seams may come out differently
+    start = window([len(tokenizer.encode(t)) for t in texts], budget, limits["drop_block"])
+    return start, prompts.chat_ids(tokenizer, prompts.infer_messages(texts[start:], previous))
+
+
 def infer(
     engine: Engine,
     signals: Sequence[Signal],
@@ -111,12 +128,7 @@ def infer(
         reason = f"{len(usable)} signals are too few to say anything"
         reason += f" ({lost} more were not understood: not in English)" if lost else ""
         return Inferred("", 0, "insufficient", reason, ids, 0)
-    texts = [prompts.signal_text(s, tokenizer) for s in usable]
-    frame = len(prompts.chat_ids(tokenizer, prompts.infer_messages([], previous)))
-    room = min(limits["infer_tokens"], engine.context_length - limits["summary_tokens"])
-    budget = room - frame - 8  # tokens at the seams may come out differently
-    start = window([engine.count(t) for t in texts], budget, limits["drop_block"])
-    prompt = prompts.chat_ids(tokenizer, prompts.infer_messages(texts[start:], previous))
+    start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     text = spoken(text)
     if not text:

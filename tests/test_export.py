@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from popi_edge import cli, config
+from popi_edge import config
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.engines.onnx import OnnxEngine
 from popi_edge.errors import ModelError
@@ -64,12 +63,7 @@ def popi(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """``popi export`` with its words: exit code, stdout, stderr."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["popi", "export", *map(str, words), "--home", str(home)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(str(left.value.code or 0)), out, err
+        return small.popi(monkeypatch, capsys, "export", *words, "--home", home)
 
     return call
 

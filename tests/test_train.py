@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from popi_edge import cli, config
+from popi_edge import config
 from popi_edge.errors import PopiError
 from popi_edge.models.bases import BASES
 from popi_training import recipe as recipes
@@ -65,12 +65,7 @@ def popi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """``popi`` with its words: exit code, stdout, stderr."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["popi", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(str(left.value.code or 0)), out, err
+        return small.popi(monkeypatch, capsys, *words)
 
     return call
 

@@ -167,7 +167,7 @@ class Unread:
 
 def test_500_training_users_have_nothing_that_is_held_out(data: warm.Set, tokenizer: Tokenizer) -> None:
     made, split = recipe.read(WARM), splits.read()
-    barred = {t for _, t in warm._texts(data.heldout)}
+    barred = {t for _, t in warm.all_texts(data.heldout)}
     barred |= {data.corpus.prompts[i] for i in split.dev_prompts if i in data.corpus.prompts}
     barred |= {
         t for d in split.dimensions for p in data.corpus.dimensions[d].poles.values() for v in p.phrasings.values()

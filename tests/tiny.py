@@ -6,46 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from popi_export.to_gguf import write_adapter, write_llama
+from popi_training.micro import TEMPLATE, vocabulary
 
 TEXT = [
     "Prefers short, direct answers with concrete examples and plain words.",
     "Explain how a heat pump works, step by step, and say why each step is needed.",
     "It's a fine day; we'll walk 12 miles!\n\nThen: rest, read, and eat.",
 ] * 20
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 MODULES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-
-
-def vocabulary(size: int = 400) -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and token types of a byte-level BPE trained on a few sentences."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[AddedToken(s, special=True) for s in special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    import json
-
-    model = json.loads(tokenizer.to_str())["model"]
-    tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda kv: kv[1])]
-    merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
-    return tokens, merges, [3 if t in special else 1 for t in tokens]
 
 
 def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False) -> Any:
@@ -53,7 +26,7 @@ def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False) -
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokens, merges, types = vocabulary()
+    tokens, merges, types = vocabulary(TEXT, 400)
     config = LlamaConfig(
         vocab_size=len(tokens),
         hidden_size=96,

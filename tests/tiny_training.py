@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from popi_edge import cli
 from popi_edge.models.bases import file_sha256
 
 VERBS = ("Prefers", "Likes", "Wants", "Enjoys", "Needs", "Loves")
@@ -95,3 +99,15 @@ def recipe(
     path = folder / "recipe.toml"
     path.write_text(RECIPE.format(base=base, sha256=digest, corpus="corpus", steps=steps, lr=lr, every=every))
     return path
+
+
+def popi(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str, str]:
+    """The program with its words, in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["popi", *map(str, words)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(str(left.value.code or 0)), out, err

@@ -10,48 +10,44 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from popi_edge import config
 from popi_edge.errors import PopiError
-from popi_edge.signals import Signal
 from popi_edge.summarize import infer
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
 from popi_training.evaluate.journal import write_whole
 from popi_training.evaluate.run import Pair, open_pair
-from popi_training.users import KINDS, Mix, User, Want, draw
+from popi_training.users import KINDS, Mix, User, draw
 
 NUMBERS = (1, 2, 4, 8, 16)
 SPOKEN = Mix(silent=0.0)
 
 
 def users(part: str, rows: int, seed: int) -> list[User]:
-    """The users of a set. ``silent``: facts only, or one pole for and against. ``mixed``: with changes of mind."""
+    """The users of a set. ``silent``: facts only. ``mixed``: with changes of mind."""
     if part == "silent":
-        material, _, _ = testsets._material(corpora.FOLDER, "prompts")
+        material, _, _ = testsets.source(corpora.FOLDER, "prompts")
         return [draw(f"silent:{seed}:{k}", material, Mix(silent=1.0)) for k in range(rows)]
     if part in ("mixed", "changed"):
-        material, _, _ = testsets._material(corpora.FOLDER, "prompts")
+        material, _, _ = testsets.source(corpora.FOLDER, "prompts")
         mix = SPOKEN if part == "mixed" else Mix(silent=0.0, change=1.0, cancel=0.0, wants=(1.0,))
         return [draw(f"{part}:{seed}:{k}", material, mix) for k in range(rows)]
-    material, mix, _ = testsets._material(corpora.FOLDER, part)
-    return [draw(f"{part}:{seed}:{k}", material, Mix(**{**asdict(mix), "silent": 0.0})) for k in range(rows)]
+    material, mix, _ = testsets.source(corpora.FOLDER, part)
+    return [draw(f"{part}:{seed}:{k}", material, mix) for k in range(rows)]
 
 
 def summaries(model: Pair, people: Sequence[User]) -> list[tuple[User, str, str]]:
     """(user, summary, status) of each."""
     out = []
     for user in people:
-        signals: tuple[Signal, ...] = user.signals
         made = infer(
-            model.engine, signals, constraint=model.constraint, adapter=model.infer_adapter, lexicon=model.lexicon,
+            model.engine, user.signals, constraint=model.constraint, adapter=model.infer_adapter, lexicon=model.lexicon,
             decoding=model.decoding,
         )  # fmt: skip
         out.append((user, made.text if made.status == "draft" else "", made.status))
@@ -134,14 +130,8 @@ def main() -> None:
 
 
 def _line(part: str, user: User, text: str, status: str) -> dict[str, Any]:
-    wants: list[Want] = list(user.wants)
-    return {"set": part, "user": user.id, "wants": [f"{w.dimension}:{w.pole}" for w in wants], "status": status,
+    return {"set": part, "user": user.id, "wants": [f"{w.dimension}:{w.pole}" for w in user.wants], "status": status,
             "summary": text}  # fmt: skip
-
-
-def sample(people: Sequence[User], count: int, seed: int) -> list[User]:
-    """Users drawn by seed, for reading."""
-    return random.Random(seed).sample(list(people), count)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from popi_edge.cli.common import App, common
-from popi_edge.errors import ConfigError, EngineError, ModelError
+from popi_edge.errors import ConfigError, EngineError
 from popi_training.cli import Meter
+from popi_training.evaluate.report import aligned
 
 if TYPE_CHECKING:
     from popi_training.recipe import Recipe
@@ -181,6 +182,7 @@ def _phrasings(corpus: Any, dimensions: Any) -> int:
 def _base(app: App, recipe: Recipe) -> Path | None:
     """The base's file, if it is on this device. Raises ModelError for an unknown name or another hash."""
     from popi_edge.models.bases import BASES, file_sha256, find, locate
+    from popi_training import warm
 
     name = recipe.base.name
     if name in BASES:
@@ -188,19 +190,15 @@ def _base(app: App, recipe: Recipe) -> Path | None:
     else:
         path = locate(name, app.settings.models)
         digest = file_sha256(path)
-    if recipe.base.sha256 and digest != recipe.base.sha256:
-        raise ModelError(f"{name} has SHA-256 {digest[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+    warm.refuse_base(recipe, name, digest)
     return path
 
 
 def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
     """Tokens of packed users (each shared token once): mean and most over some steps, and of a whole run."""
-    from popi_edge.models.gguf import Gguf
-    from popi_edge.models.tokenizer import Tokenizer
     from popi_training import warm
 
-    file, t = Gguf(path), recipe.train
-    reader = warm.Reader(Tokenizer(file), int(file.need("llama.context_length", int)))
+    reader, t = warm.Reader.of(path), recipe.train
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
     sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
     mean = sum(sizes) / len(sizes)
@@ -295,7 +293,7 @@ def list_(app: App, *, folder: Path) -> None:
         )
         for r in rows
     ]
-    app.emit(rows, lambda: table(head, cells) if rows else f"no runs in {folder}")
+    app.emit(rows, lambda: aligned([head, *cells]) if rows else f"no runs in {folder}")
 
 
 @runs.command()
@@ -323,7 +321,7 @@ def show(app: App, *, name: str, folder: Path, every: int) -> None:
     def text() -> str:
         rows = [f"{key}: {value}" for key, value in made_from.items() if key != "name"]
         head = f"{facts['folder']}: step {facts['step']} of {facts['steps']}, {facts['when']}"
-        return "\n\n".join([head, "\n".join(rows), recipe.strip(), table(keys, cells)])
+        return "\n\n".join([head, "\n".join(rows), recipe.strip(), aligned([keys, *cells])])
 
     app.emit(facts | {"made_from": made_from, "recipe": recipe, "metrics": metrics}, text)
 
@@ -332,11 +330,3 @@ def _figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns of text, the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    sides = [str.ljust, *[str.rjust] * (len(head) - 1)]
-    lines = [[side(c, w) for side, c, w in zip(sides, row, widths, strict=True)] for row in [head, *rows]]
-    return "\n".join("  ".join(cells).rstrip() for cells in lines)

@@ -10,11 +10,15 @@ and the real engines; what it cannot show is anything about language.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from popi_edge import prompts
 from popi_edge.signals import Post, Signal, Statement
@@ -22,6 +26,7 @@ from popi_training.pack import Sample, pack
 
 POLES = (("short", "long"), ("warm", "cool"), ("plain", "technical"), ("funny", "serious"))
 TOPICS = ("bread", "rain", "trains", "gardens", "music", "paint")
+VOCABULARY = 640
 TOGETHER = 4
 """Users packed into one sequence: the tree mask costs the square of its length."""
 LONG_AGO = "1970-01-01T00:00:00Z"
@@ -54,17 +59,8 @@ def person(name: str) -> Person:
     return Person(words, tuple(signals), f"Prefers {' and '.join(words)} replies.")
 
 
-def vocabulary(size: int = 640) -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and types of a byte-level BPE trained on the contract's own text and on some people."""
-    import json
-
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    spec = prompts.spec()
-    texts = [spec["infer_system"], spec["infer_user"], spec["bare_system"], *spec["signals"].values()] * 5
-    for i in range(60):
-        p = person(f"text-{i}")
-        texts += [p.summary, *(t for s in p.signals for t in s.texts())]
+def vocabulary(texts: Iterable[str], size: int) -> tuple[list[str], list[str], list[int]]:
+    """Tokens, merges and token types of a byte-level BPE trained on some texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -82,6 +78,16 @@ def vocabulary(size: int = 640) -> tuple[list[str], list[str], list[int]]:
     tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda kv: kv[1])]
     merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
     return tokens, merges, [3 if t in special else 1 for t in tokens]
+
+
+def world_texts() -> list[str]:
+    """The contract's own text and what some people say: what the world's vocabulary is trained on."""
+    spec = prompts.spec()
+    texts = [spec["infer_system"], spec["infer_user"], spec["bare_system"], *spec["signals"].values()] * 5
+    for i in range(60):
+        p = person(f"text-{i}")
+        texts += [p.summary, *(t for s in p.signals for t in s.texts())]
+    return texts
 
 
 def write(path: Path, model: Any, words: tuple[list[str], list[str], list[int]]) -> None:
@@ -113,15 +119,15 @@ def train(path: Path, *, steps: int = 150, batch: int = 32, seed: int = 0) -> li
     """Train from nothing and write the model to ``path``; the losses, step by step."""
     import torch
 
+    from popi_edge.models import tokenizer as own
     from popi_edge.models.gguf import Gguf
-    from popi_edge.models.tokenizer import Tokenizer
     from popi_training.loss import supervised
 
     torch.use_deterministic_algorithms(True)
-    words = vocabulary()
+    words = vocabulary(world_texts(), VOCABULARY)
     model = untrained(len(words[0]), seed)
     write(path, model, words)
-    tokenizer = Tokenizer(Gguf(path))
+    tokenizer = own.Tokenizer(Gguf(path))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     losses = []
     for step in range(steps):

@@ -61,7 +61,7 @@ def make(corpus: Corpus, seed: int = SEED) -> dict[str, object]:
 
 
 def read(path: Path = FILE) -> Splits:
-    """Read the split. Raises ConfigError where the file is missing, damaged or names what the corpus lacks."""
+    """Read the split. Raises ConfigError where the file is missing or damaged."""
     try:
         value = json.loads(path.read_text("utf-8"))
         return Splits(

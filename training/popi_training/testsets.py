@@ -26,6 +26,7 @@ from popi_training import splits
 from popi_training.corpus import Pair
 from popi_training.evaluate.data import Row
 from popi_training.users import KINDS, Material, Mix, User, Want, draw, mirror
+from popi_training.warm import FOLLOW, read_follow
 
 SETS = ("prompts", "phrasings", "users", "combinations", "dimensions")
 DEFAULT_ROWS = 200
@@ -35,8 +36,8 @@ SAID = {"statement": 0.4, "post": 0.25, "profile": 0.2, "conversation": 0.15}
 
 def build(folder: Path, part: str, rows: int, seed: int) -> tuple[list[Row], str]:
     """``rows`` rows of a set (an even number) and a hash of them. Raises ConfigError for a set that does not exist."""
-    material, mix, combinations = _material(folder, part)
-    follow = best_phrasings(folder)
+    material, mix, combinations = source(folder, part)
+    follow = read_follow(folder / FOLLOW)
     out: list[Row] = []
     for k in range((rows + 1) // 2):
         out += _mirrored(f"{part}:{seed}:{k}", material, mix, combinations, follow)
@@ -44,24 +45,25 @@ def build(folder: Path, part: str, rows: int, seed: int) -> tuple[list[Row], str
     return out, hashlib.sha256(blob.encode()).hexdigest()
 
 
-def _material(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozenset[str]]]:
+def source(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozenset[str]]]:
+    """What the users of a set are drawn from, how, and (of that set alone) the combinations that they must have."""
     corpus, split = corpora.load(folder), splits.read(folder / splits.FILE.name)
     trained = [d for d in corpus.dimensions if d not in split.dimensions]
     kind, _, value = part.partition("-")
     if part in ("users", "combinations"):
-        material = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=trained)
+        material = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=trained, set_="held")
         held = sorted(split.combinations, key=sorted) if part == "combinations" else []
-        return _with_facts(material, corpus), MIX, held
+        return material, MIX, held
     if part == "dimensions":
-        material = Material(corpus, dimensions=sorted(split.dimensions))
-        return _with_facts(material, corpus), replace(MIX, wants=(0.7, 0.3)), []
+        material = Material(corpus, dimensions=sorted(split.dimensions), set_="held")
+        return material, replace(MIX, wants=(0.7, 0.3)), []
     heldout = corpora.load(folder, heldout=True)
     if kind in ("kind", "signals"):  # sixteen signals need more pairs: those for development, not trained on either
         dev = [p for p in corpus.pairs if p.prompt in split.dev_prompts]
         heldout.pairs += dev
         heldout.prompts |= {p.prompt: corpus.prompts[p.prompt] for p in dev}
-    material = Material(heldout, dimensions=trained, phrasings=heldout if part == "phrasings" else corpus)
-    material = _with_facts(material, corpus)
+    words = heldout if part == "phrasings" else corpus
+    material = Material(heldout, dimensions=trained, phrasings=words, facts=corpus, set_="held")
     if part == "prompts":
         return material, MIX, []
     if part == "phrasings":
@@ -74,21 +76,6 @@ def _material(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozense
         mix = replace(MIX, wants=(1.0,), signals=weights, kinds={"comparison": 1.0}, distractors=0, most=16, least=1)
         return material, mix, []
     raise ConfigError(f"there is no set {part!r}; there are {', '.join(SETS)}, kind-KIND and signals-N (N up to 16)")
-
-
-def _with_facts(material: Material, corpus: corpora.Corpus) -> Material:
-    material.facts, material.reactions = corpus.facts["held"], corpus.reactions["held"]
-    return material
-
-
-def best_phrasings(folder: Path) -> dict[str, float]:
-    """How far each training phrasing moves the untouched base (nats), measured on training pairs (``follow.json``)."""
-    from popi_training.warm import FOLLOW
-
-    try:
-        return {str(k): float(v) for k, v in json.loads((folder / FOLLOW).read_text("utf-8"))["phrasings"].items()}
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"{folder / FOLLOW}: not a table of phrasings: {e}") from None
 
 
 def _mirrored(

@@ -26,8 +26,6 @@ from popi_edge.config import Settings
 from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256, locate
-from popi_edge.models.gguf import Gguf
-from popi_edge.models.tokenizer import Tokenizer
 from popi_edge.vocabulary import Lexicon
 from popi_training import base, warm
 from popi_training.loss import contrast, supervised
@@ -157,12 +155,10 @@ def open_run(recipe: Recipe, where: Path, settings: Settings) -> Trainer:
     data = warm.load(recipe, where)
     gguf = locate(recipe.base.name, settings.models)
     digest = file_sha256(gguf)
-    if recipe.base.sha256 and digest != recipe.base.sha256:
-        raise ModelError(f"{gguf.name} has SHA-256 {digest[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+    warm.refuse_base(recipe, gguf.name, digest)
     torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(True)
-    file = Gguf(gguf)
-    reader = warm.Reader(Tokenizer(file), int(file.need("llama.context_length", int)))
+    reader = warm.Reader.of(gguf)
     model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
@@ -171,7 +167,7 @@ def open_run(recipe: Recipe, where: Path, settings: Settings) -> Trainer:
 
 def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str]:
     """Hashes of all that a run depends on."""
-    texts = [*warm._texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
+    texts = [*warm.all_texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
         "recipe": recipe_hash(recipe),

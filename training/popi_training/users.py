@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from popi_edge import prompts
 from popi_edge.errors import ConfigError
@@ -78,8 +78,10 @@ class Material:
         pairs: Callable[[Pair], bool] = lambda _: True,
         dimensions: Sequence[str] | None = None,
         phrasings: Corpus | None = None,
+        facts: Corpus | None = None,
         set_: str = "train",
     ) -> None:
+        """``phrasings`` and ``facts`` (with reactions) come from ``corpus`` too unless others are given."""
         self.corpus = corpus
         self.pairs: dict[str, list[Pair]] = {}
         for pair in corpus.pairs:
@@ -87,8 +89,8 @@ class Material:
                 self.pairs.setdefault(pair.dimension, []).append(pair)
         self.dimensions = sorted(self.pairs)
         self.words = phrasings or corpus
-        self.facts = corpus.facts.get(set_, {})
-        self.reactions = corpus.reactions.get(set_, {})
+        self.facts = (facts or corpus).facts.get(set_, {})
+        self.reactions = (facts or corpus).reactions.get(set_, {})
 
     def opposite(self, want: Want) -> Want:
         """The other pole of a dimension of two poles."""
@@ -273,4 +275,4 @@ def say(
 
 def mirror(wants: Sequence[Want], material: Material) -> tuple[Want, ...]:
     """The wants of somebody who is the opposite in everything."""
-    return tuple(replace(material.opposite(w)) for w in wants)
+    return tuple(map(material.opposite, wants))

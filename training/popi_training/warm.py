@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from popi_edge import prompts
-from popi_edge.errors import ConfigError
-from popi_edge.select import window
+from popi_edge.errors import ConfigError, ModelError
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.tokenizer import Tokenizer
 from popi_edge.signals import Signal
+from popi_edge.summarize import inference_prompt
 from popi_edge.vocabulary import ClosedVocabulary, Lexicon
 from popi_training import corpus as corpora
 from popi_training import splits
@@ -65,6 +67,12 @@ def load(recipe: Recipe, where: Path) -> Set:
     return Set(train, dev, split, weights, corpus, heldout)
 
 
+def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:
+    """Raises ModelError where the base called ``name`` is not the one that the recipe wants."""
+    if recipe.base.sha256 and sha256 != recipe.base.sha256:
+        raise ModelError(f"{name} has SHA-256 {sha256[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+
+
 def _complete(recipe: Recipe, train: Material, dev: Material, where: str) -> None:
     """Raises ConfigError where the corpus lacks something that the recipe's users are made of."""
     if not train.dimensions or (recipe.train.dev_users and not dev.dimensions):
@@ -78,13 +86,14 @@ def _complete(recipe: Recipe, train: Material, dev: Material, where: str) -> Non
 
 def refuse_overlap(corpus: corpora.Corpus, heldout: corpora.Corpus, where: str) -> None:
     """Raises ConfigError naming the first prompt, reply or phrasing that stands both in training and in held-out."""
-    trained = {same_text(t): what for what, t in _texts(corpus)}
-    for what, text in _texts(heldout):
+    trained = {same_text(t): what for what, t in all_texts(corpus)}
+    for what, text in all_texts(heldout):
         if same_text(text) in trained:
             raise ConfigError(f"{where}: held-out {what} is also the training {trained[same_text(text)]}: {text!r:.60}")
 
 
-def _texts(corpus: corpora.Corpus) -> list[tuple[str, str]]:
+def all_texts(corpus: corpora.Corpus) -> list[tuple[str, str]]:
+    """(what it is, text) of every prompt, reply and phrasing."""
     out = [(f"prompt {i}", t) for i, t in corpus.prompts.items()]
     out += [(f"reply of pair {p.id}", t) for p in corpus.pairs for t in p.replies.values()]
     for dimension in corpus.dimensions.values():
@@ -94,18 +103,29 @@ def _texts(corpus: corpora.Corpus) -> list[tuple[str, str]]:
     return out
 
 
+def read_follow(path: Path) -> dict[str, float]:
+    """How far each summary phrasing moves the untouched base (nats), measured on training pairs (``follow``).
+
+    Raises ConfigError for a file that is missing or is no such table.
+    """
+    try:
+        return {str(t): float(nats) for t, nats in json.loads(path.read_text("utf-8"))["phrasings"].items()}
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}, which says how phrasings are followed: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(f"{path}: not a table of phrasings: {e}") from None
+
+
 def _weights(path: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
     """How often each summary phrasing is taught, from how far it moves the generator; empty: all alike."""
     sharpness, options = recipe.train.sharpness, recipe.train.options
     if not sharpness and not options:
         return {}
+    moved = read_follow(path)
     try:
-        moved = {str(t): float(nats) for t, nats in json.loads(path.read_text("utf-8"))["phrasings"].items()}
         weights = {text: math.exp(sharpness * nats) for text, nats in moved.items()}
-    except OSError as e:
-        raise ConfigError(f"train.sharpness and train.options need {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
-        raise ConfigError(f"{path}: not a table of phrasings: {e}") from None
+    except OverflowError:
+        raise ConfigError(f"train.sharpness is too large for the figures in {path}") from None
     for pole in (p for d in corpus.dimensions.values() for p in d.poles.values()):
         ranked = sorted(pole.phrasings["summary"], key=lambda t: (-moved.get(t, 0.0), t))
         weights |= {text: 0.0 for text in ranked[options:] if options}
@@ -123,13 +143,15 @@ class Reader:
         )
         self._known: dict[int, Ints] = {}
 
+    @classmethod
+    def of(cls, path: Path) -> Reader:
+        """For the tokenizer and the context of a GGUF file. Raises ModelError."""
+        file = Gguf(path)
+        return cls(Tokenizer(file), int(file.need("llama.context_length", int)))
+
     def prompt(self, signals: tuple[Signal, ...]) -> tuple[int, ...]:
         """The inference prompt's ids, the oldest signals left out where they do not fit."""
-        texts = [prompts.signal_text(s, self.tokenizer) for s in signals]
-        frame = len(prompts.chat_ids(self.tokenizer, prompts.infer_messages([])))
-        room = min(self.limits["infer_tokens"], self.context - self.limits["summary_tokens"]) - frame - 8
-        start = window([len(self.tokenizer.encode(t)) for t in texts], room, self.limits["drop_block"])
-        return tuple(prompts.chat_ids(self.tokenizer, prompts.infer_messages(texts[start:])))
+        return tuple(inference_prompt(self.tokenizer, signals, self.context)[1])
 
     def completion(self, text: str) -> tuple[tuple[int, ...], tuple[Ints, ...]]:
         """The summary's ids and the end token; for each, the ids that the closed vocabulary allowed there."""
