@@ -110,10 +110,18 @@ def test_packed_gradients_of_the_adapter_are_those_of_each_sequence_alone(tiny: 
     for s in LONG:
         chosen = torch.log_softmax(alone(model, s), -1)[range(len(s.completion)), list(s.completion)]
         plain = plain - s.weight * chosen.mean() / sum(s.weight for s in LONG)
-    packed, _ = supervised(model, pack(LONG))
+    packed, _ = supervised(model, [pack(LONG)])[0]
     assert (plain - packed).detach().abs() < 1e-5
     for want, got in zip(gradients(model, plain), gradients(model, packed), strict=True):
         assert want.abs().max() > 0 and (want - got).abs().max() < 1e-4 * want.abs().max()
+
+
+@torch.no_grad()
+def test_sequences_that_go_through_together_get_what_each_gets_alone(tiny: tuple[Path, Any]) -> None:
+    packs = [pack(LONG[:3]), pack(LONG), pack([Sample((3,), (1, 2), (np.array([1, 5]), None))])]
+    for got, packed in zip(token_logprobs(tiny[1], packs), packs, strict=True):
+        alone = token_logprobs(tiny[1], [packed])[0]
+        assert got.shape == (sum(packed.sizes),) and (got - alone).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -122,7 +130,7 @@ def test_log_probabilities_are_over_the_ids_that_the_closed_vocabulary_allowed(t
     reader = Reader(Tokenizer(Gguf(path)), 1024)
     texts = ["Prefers short replies.", "Prefers warm words, and long replies.", "Nothing is clear yet."]
     made = [reader.sample(PROMPT, text) for text in texts]
-    got = token_logprobs(model, pack(made)).tolist()
+    got = token_logprobs(model, [pack(made)])[0].tolist()
     want = []
     for sample in made:
         state = reader.vocabulary.start()

@@ -67,7 +67,7 @@ def lora_state(model: Any) -> dict[str, np.ndarray]:
     out = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            out[_short(name)] = parameter.detach().numpy().copy()
+            out[_short(name)] = parameter.detach().cpu().numpy().copy()
     return out
 
 

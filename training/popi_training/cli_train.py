@@ -49,6 +49,8 @@ def trainer_module(needed: tuple[str, ...] = NEEDED) -> Any:
 @click.option("--out", metavar="DIR", type=PathType, help="The run's folder (default: runs/NAME); a run there goes on.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Stop after M, and save.")
 @click.option("--until", type=click.IntRange(min=1), metavar="STEP", help="Stop after this step, and save.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to train (default: cpu).")
+@click.option("--workers", type=click.IntRange(0, 64), default=0, help="Processes that make batches ahead.")
 @click.option("--check", is_flag=True, help="Train nothing: say what it would be trained on.")
 @click.option("--replay", type=click.IntRange(min=1), metavar="N", help="Train N steps apart and compare.")
 @click.option("--against", metavar="METRICS", type=PathType, help="The run, or its metrics.jsonl, to compare with.")
@@ -60,6 +62,8 @@ def train(
     out: Path | None,
     minutes: float | None,
     until: int | None,
+    device: str,
+    workers: int,
     check: bool,
     replay: int | None,
     against: Path | None,
@@ -78,16 +82,20 @@ def train(
     elif replay is not None and against is not None:
         _replay(app, read, recipe, replay, against)
     else:
-        _train(app, read, recipe, out or Path("runs") / read.name, minutes, until)
+        _train(app, read, recipe, out or Path("runs") / read.name, minutes, until, device, workers)
 
 
-def _train(app: App, recipe: Recipe, where: Path, out: Path, minutes: float | None, until: int | None) -> None:
+def _train(
+    app: App, recipe: Recipe, where: Path, out: Path, minutes: float | None, until: int | None, device: str,
+    workers: int,
+) -> None:
     module = trainer_module()
-    trainer = module.open_run(recipe, where, app.settings)
+    trainer = module.open_run(recipe, where, app.settings, device)
     meter = Meter()
     try:
         done = module.run(
-            trainer, out, until=until or recipe.train.steps, minutes=minutes, tell=_telling(meter, "training")
+            trainer, out, until=until or recipe.train.steps, minutes=minutes, tell=_telling(meter, "training"),
+            workers=workers,
         )
     finally:
         meter.close()

@@ -5,32 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from popi_training.pack import Packed
+from popi_training.pack import Ints, Packed
 
 
-def token_logprobs(model: Any, packed: Packed) -> torch.Tensor:
-    """log p of every completion token, masked to what the closed vocabulary allowed there and renormalised; [tokens].
+def token_logprobs(model: Any, packs: Sequence[Packed]) -> list[torch.Tensor]:
+    """log p of every completion token of every packed sequence, masked to what the closed vocabulary allowed there and
+    renormalised; a tensor [tokens] each. The sequences go through the model together, the shorter ones padded; on
+    another device than the processor up to the last layer in bfloat16.
 
     (DESIGN, closed vocabulary: wherever log π_φ stands it is this distribution.)
     """
-    at = torch.from_numpy(packed.at)
-    mask = torch.from_numpy(packed.mask)[None, None]
-    nodes, back = torch.unique(at, return_inverse=True)
-    out = model(
-        input_ids=torch.from_numpy(packed.ids)[None],
-        position_ids=torch.from_numpy(packed.positions)[None],
-        attention_mask=torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min),
-        logits_to_keep=nodes,
-        use_cache=False,
-    )
-    logits = out.logits[0][back]
-    chosen = logits.gather(1, torch.from_numpy(packed.label)[:, None])[:, 0]
-    bars = []
-    for row, allowed in zip(logits, packed.allowed, strict=True):
-        bars.append(torch.logsumexp(row if allowed is None else row[torch.from_numpy(allowed)], 0))
-    return chosen - torch.stack(bars)
+    device, longest = next(model.parameters()).device, max(len(p.ids) for p in packs)
+    ids = torch.zeros((len(packs), longest), dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    sees = torch.eye(longest, dtype=torch.bool).repeat(len(packs), 1, 1)  # padding sees itself
+    for i, p in enumerate(packs):
+        n = len(p.ids)
+        ids[i, :n], positions[i, :n] = torch.from_numpy(p.ids), torch.from_numpy(p.positions)
+        sees[i, :n, :n] = torch.from_numpy(p.mask)
+    sees = sees[:, None].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+        last = model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=torch.zeros(sees.shape, device=device).masked_fill(~sees, torch.finfo(torch.float32).min),
+            logits_to_keep=1,
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states[-1]
+    at = np.concatenate([i * longest + p.at for i, p in enumerate(packs)])
+    nodes, back = (torch.from_numpy(a).to(device) for a in np.unique(at, return_inverse=True))
+    logits = model.get_output_embeddings()(last.flatten(0, 1)[nodes].float())
+    label = torch.from_numpy(np.concatenate([p.label for p in packs])).to(device)
+    chosen = logits[back, label]
+    which, allowed = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
+    bars = logits[back].masked_fill(~allowed.to(device)[which.to(device)], -torch.inf).logsumexp(1)
+    return list((chosen - bars).split([sum(p.sizes) for p in packs]))
+
+
+def _allowed(sets: Sequence[Ints | None], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row of each set [sets], masks [rows, vocabulary]): the same array is one row."""
+    rows: dict[int, int] = {}
+    which = torch.tensor([rows.setdefault(id(s), len(rows)) for s in sets])
+    masks = torch.zeros((len(rows), size), dtype=torch.bool)
+    for i, s in {rows[id(s)]: s for s in sets}.items():
+        masks[i, slice(None) if s is None else torch.from_numpy(s)] = True
+    return which, masks
 
 
 def contrast(means: Sequence[torch.Tensor], of: Sequence[Sequence[int]], scale: float) -> torch.Tensor:
@@ -40,20 +63,30 @@ def contrast(means: Sequence[torch.Tensor], of: Sequence[Sequence[int]], scale: 
     ``means[i]`` [samples of user i], ``of[i]`` whose summary each of them is (−1: not compared). How likely a wording
     is in itself cancels out, so only what depends on the signals is learnt.
     """
-    rows = []
-    for j in range(len(means)):
-        places = [list(of[i]).index(j) if j in of[i] else None for i in range(len(means))]
-        if places[j] is None or sum(p is not None for p in places) < 2:
-            continue
-        column = torch.stack([means[i][p] for i, p in enumerate(places) if p is not None])
-        own = sum(p is not None for p in places[:j])
-        rows.append(-torch.log_softmax(scale * column, 0)[own])
-    return torch.stack(rows).mean() if rows else means[0].new_zeros(())
+    starts = np.cumsum([0, *map(len, means[:-1])])
+    places = np.full((len(means), len(means)), -1)
+    for i, whose in enumerate(of):
+        for k, j in reversed(list(enumerate(whose))):
+            if j >= 0:
+                places[i, j] = starts[i] + k
+    known = places >= 0
+    (asked,) = np.nonzero(known.diagonal() & (known.sum(0) > 1))
+    flat = torch.cat(list(means))
+    if not len(asked):
+        return flat.new_zeros(())
+    unknown = torch.from_numpy(~known[:, asked]).to(flat.device)
+    table = flat[torch.from_numpy(places[:, asked]).to(flat.device)].masked_fill(unknown, -torch.inf)
+    return -torch.log_softmax(scale * table, 0)[asked, range(len(asked))].mean()
 
 
-def supervised(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, mean log p a token of each completion): the means averaged by the samples' weights."""
-    split = token_logprobs(model, packed).split(packed.sizes)
-    weights = torch.tensor(packed.weights)
-    means = torch.stack([part.mean() for part in split])
-    return -(means * weights).sum() / weights.sum(), means
+def supervised(model: Any, packs: Sequence[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each packed sequence (loss, mean log p a token of each completion): the means averaged by the samples'
+    weights."""
+    sizes = [n for p in packs for n in p.sizes]
+    flat = torch.cat(token_logprobs(model, packs))
+    whose = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(flat.device)
+    lengths = torch.tensor(sizes, device=flat.device)
+    means = flat.new_zeros(len(sizes)).index_add(0, whose, flat) / lengths
+    weights = torch.tensor([w for p in packs for w in p.weights], device=flat.device)
+    each = zip(*(t.split([len(p.sizes) for p in packs]) for t in (means, weights)), strict=True)
+    return [(-(m * w).sum() / w.sum(), m) for m, w in each]

@@ -138,7 +138,7 @@ def train(path: Path, *, steps: int = 150, batch: int = 32, seed: int = 0) -> li
         total = 0.0
         for start in range(0, batch, TOGETHER):
             some = [_sample(person(name), tokenizer) for name in names[start : start + TOGETHER]]
-            loss, _ = supervised(model, pack(some))
+            loss, _ = supervised(model, [pack(some)])[0]
             (loss * len(some) / batch).backward()
             total += loss.item() * len(some) / batch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -59,7 +59,7 @@ def by_torch(trainer: train.Trainer, todo: list[Any]) -> list[tuple[float, float
     out = []
     for prompt, ids in todo:
         packed = pack([Sample(prompt, tuple(i)) for i in ids])
-        sums = [float(part.sum()) for part in token_logprobs(trainer.model, packed).split(packed.sizes)]
+        sums = [float(part.sum()) for part in token_logprobs(trainer.model, [packed])[0].split(packed.sizes)]
         out.append(choice(sums, packed.sizes))
     return out
 

@@ -14,12 +14,13 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from popi_edge import prompts
 from popi_edge.config import Settings
@@ -29,6 +30,7 @@ from popi_edge.models.bases import file_sha256, locate
 from popi_edge.vocabulary import Lexicon
 from popi_training import base, warm
 from popi_training.loss import contrast, supervised
+from popi_training.pack import Packed
 from popi_training.recipe import Recipe
 
 METRICS, CHECKPOINT, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "run.json", "recipe.toml"
@@ -47,7 +49,9 @@ class Trainer:
     model: Any
     optimizer: torch.optim.Optimizer
     made_from: dict[str, str]
+    device: str = "cpu"
     step: int = 0
+    couples: list[list[Packed]] = field(default_factory=list)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps."""
@@ -56,15 +60,28 @@ class Trainer:
         down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
         return t.lr * up * down
 
-    def train_step(self) -> dict[str, Any]:
-        """One step over ``batch`` users; returns its line of metrics."""
+    def batches(self, until: int, workers: int) -> Iterable[list[Packed]]:
+        """The packed users of every step from this one to ``until``, made ahead by ``workers`` processes (0: none)."""
+        steps = _Steps(self.recipe, self.data, self.reader)
+        return DataLoader(
+            steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=list,
+            prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+
+    def each(self, packs: list[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """``loss.supervised`` of each; on a processor one by one, which needs less memory and is no slower."""
+        if self.device == "cpu":
+            return [supervised(self.model, [p])[0] for p in packs]
+        return supervised(self.model, packs)
+
+    def train_step(self, examples: list[Packed]) -> dict[str, Any]:
+        """One step over the packed users of its batch; returns its line of metrics."""
         t, began = self.recipe.train, time.monotonic()
         lr = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        examples = [p for _, p in warm.batch(self.recipe, self.data, self.reader, self.step)]
-        both = [supervised(self.model, packed) for packed in examples]
+        both = self.each(examples)
         loss = torch.stack([each for each, _ in both]).mean()
         apart = contrast([means for _, means in both], [p.of for p in examples], t.scale)
         (loss + t.contrast * apart).backward()
@@ -90,8 +107,11 @@ class Trainer:
         (``dev_choice``); how often each is likelier behind its own signals than behind the other's, taken together
         (``dev_contrast``: how likely a wording is in itself cancels out)."""
         losses, right, apart = [], [], []
-        for i in range(self.recipe.train.dev_users):
-            both = [supervised(self.model, p) for p in warm.dev_couple(self.recipe, self.data, self.reader, i)]
+        if not self.couples:
+            count = range(self.recipe.train.dev_users)
+            self.couples = [warm.dev_couple(self.recipe, self.data, self.reader, i) for i in count]
+        for couple in self.couples:
+            both = self.each(couple)
             margins = [float(means[0] - means[1]) for _, means in both]
             losses += [loss.item() for loss, _ in both]
             right += [m > 0 for m in margins]
@@ -138,7 +158,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:  # torch itself does not check the sums of what it reads
             if bad := file.testzip():
                 raise ModelError(f"{path}: damaged: {bad}")
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         lora = {str(n): v.numpy() for n, v in state["lora"].items()}
         made_from = {str(k): str(v) for k, v in state["made_from"].items()}
         return {"step": int(state["step"]), "made_from": made_from, "lora": lora, "optimizer": state["optimizer"]}
@@ -150,19 +170,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
 
 
-def open_run(recipe: Recipe, where: Path, settings: Settings) -> Trainer:
-    """Load data and model for a recipe read from ``where``. Raises ConfigError, ModelError."""
+class _Steps(Dataset[list[Packed]]):
+    """Step → its packed users."""
+
+    def __init__(self, recipe: Recipe, data: warm.Set, reader: warm.Reader) -> None:
+        self.recipe, self.data, self.reader = recipe, data, reader
+
+    def __getitem__(self, step: int) -> list[Packed]:
+        return [p for _, p in warm.batch(self.recipe, self.data, self.reader, step)]
+
+
+def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu") -> Trainer:
+    """Load data and model for a recipe read from ``where``. Raises ConfigError, ModelError.
+
+    On another ``device`` than "cpu" matrices are multiplied in TF32, and steps do not repeat bit for bit.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"there is no device {device} here")
     data = warm.load(recipe, where)
     gguf = locate(recipe.base.name, settings.models)
     digest = file_sha256(gguf)
     warm.refuse_base(recipe, gguf.name, digest)
     torch.set_num_threads(recipe.train.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(device == "cpu")
+    if device != "cpu":
+        torch.set_float32_matmul_precision("high")
     reader = warm.Reader.of(gguf)
-    model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+    model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
-    return Trainer(recipe, data, reader, model, optimizer, made_from(recipe, data, digest))
+    return Trainer(recipe, data, reader, model, optimizer, made_from(recipe, data, digest), device)
 
 
 def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str]:
@@ -186,8 +223,9 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell) -> bool:
-    """Train up to step ``until``, or for so many minutes, then save. Returns whether the recipe's end was reached."""
+def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell, workers: int = 0) -> bool:
+    """Train up to step ``until``, or for so many minutes, then save; ``workers`` processes make the batches ahead.
+    Returns whether the recipe's end was reached."""
     t, began = trainer.recipe.train, time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,9 +237,10 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
         with whole_file(folder / RUN) as out:
             out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
         saved = trainer.step
+        batches = iter(trainer.batches(min(until, t.steps), workers))
         with (folder / METRICS).open("a", encoding="utf-8") as log:
             while trainer.step < min(until, t.steps):
-                line = trainer.train_step()
+                line = trainer.train_step(next(batches))
                 if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
                     line |= trainer.develop()
                 log.write(json.dumps(line) + "\n")
