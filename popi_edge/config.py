@@ -14,11 +14,11 @@ from popi_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are and which engine runs. ``threads`` None lets the engine choose."""
+    """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose."""
 
     home: Path
     engine: str = "onnx"
-    model: str = "smollm2-135m"
+    model: str = "popi-smol"
     threads: int | None = None
     closed_vocabulary: bool = True
 

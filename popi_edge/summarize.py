@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from popi_edge.vocabulary import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 MARKS = (".", "!", "?")
 
 
@@ -83,8 +84,10 @@ def understood(signal: Signal, lexicon: Lexicon) -> bool:
 
 
 def spoken(text: str) -> str:
-    """A summary without the contract's sentence for having nothing to say, which a trained model was taught."""
-    return " ".join(text.replace(prompts.spec()["silence"], " ").split())
+    """A summary with no sentence twice, and without the contract's for having nothing to say, which a trained model was
+    taught."""
+    text = " ".join(text.replace(prompts.spec()["silence"], " ").split())
+    return " ".join(dict.fromkeys(SENTENCE_END.split(text)))
 
 
 def evidence(signals: Sequence[Signal]) -> int:
@@ -130,7 +133,9 @@ def infer(
         return Inferred("", 0, "insufficient", reason, ids, 0)
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
-    text = spoken(text)
+    said = spoken(text)
+    if said != text:
+        text, tokens = said, len(tokenizer.encode(said))
     if not text:
         reason = "the signals say nothing of how replies should be"
         return Inferred("", 0, "insufficient", reason, ids[start:], len(prompt))

@@ -23,7 +23,11 @@ from popi_training.evaluate.metrics import (
 
 
 def outcome(right: list[float], beats: list[float], tokens: float = 0) -> Outcome:
-    return Outcome(np.array(right), np.array(beats), np.full(len(right), float(tokens)))
+    own = [2 * r - 1 for r in right]
+    other = [o + 1 - 2 * b for o, b in zip(own, beats, strict=True)]
+    made = Outcome.of(own, other, np.full(len(right), float(tokens)))
+    assert made.right.tolist() == right and made.beats.tolist() == beats
+    return made
 
 
 def test_ties_count_one_half() -> None:

@@ -245,6 +245,10 @@ def test_a_trained_bundle_is_shown_beside_the_untouched_base(tmp_path: Path) -> 
     assert got["untrained_summary"]["contrast"] == 0.5  # the same words for everybody
     assert got["untrained_summary"]["tokens"] > 0
     assert {line["text"] for line in listing} == {"They like summer.", "They like winter."}
+    for line in listing:
+        assert set(line["margins"]) == set(CONDITIONS) and line["margins"]["none"] == [0, 0]
+        own, other = line["margins"]["summary"]
+        assert own > 0 > other and len(set(line["margins"]["untrained_summary"])) == 1
     test = next(t for t in result["tests"] if t["b"] == "untrained_summary" and t["metric"] == "contrast")
     assert test["difference"] == 0.5
 

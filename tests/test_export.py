@@ -15,7 +15,7 @@ import torch
 from popi_edge import config
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.engines.onnx import OnnxEngine
-from popi_edge.errors import ModelError
+from popi_edge.errors import ConfigError, ModelError, PopiError
 from popi_edge.models import bases
 from popi_edge.models.bundle import open_bundle, read_bundle
 from popi_export import bundle
@@ -104,6 +104,26 @@ def test_the_bundle_computes_in_both_engines_what_torch_computes(
     assert np.abs(want - got).max() < tolerance * np.abs(want).max()
     assert np.abs(untouched - got).max() > 0.1  # the adapter matters
     assert np.abs(untouched - bare).max() < 2e-4 * np.abs(untouched).max()  # and is for the role infer alone
+
+
+def test_a_run_can_begin_with_an_exported_adapter(home: Path, run: Path, popi: Popi, tmp_path: Path) -> None:
+    """The adapter file is the restart point: what it starts from is the checkpoint rounded to float16."""
+    assert popi(run, tmp_path / "out")[0] == 0
+    path = run.parent / "again.toml"  # beside the corpus that it names
+    start = f'alpha = 8.0\nstart = "{(tmp_path / "out" / "infer.gguf").as_posix()}"'
+    text = (run / train.RECIPE).read_text().replace("alpha = 8.0", start)
+    path.write_text(text)
+    again = train.open_run(recipe.read(path), path, config.load(home))
+    saved = train.read_checkpoint(run / train.CHECKPOINT)["lora"]
+    for name, value in base.lora_state(again.model).items():
+        assert np.array_equal(value, saved[name].astype(np.float16).astype(np.float32)), name
+    assert again.made_from["start"] == bases.file_sha256(tmp_path / "out" / "infer.gguf")
+    path.write_text(text.replace("alpha = 8.0", "alpha = 4.0"))
+    with pytest.raises(ConfigError, match=r"lora\.start has alpha / rank 2"):
+        train.open_run(recipe.read(path), path, config.load(home))
+    path.write_text(text.replace("infer.gguf", "nowhere.gguf"))
+    with pytest.raises(PopiError, match=r"nowhere\.gguf"):
+        train.open_run(recipe.read(path), path, config.load(home))
 
 
 def test_the_manifest_says_what_the_bundle_is_and_what_made_it(

@@ -16,7 +16,7 @@ from popi_edge.errors import ConfigError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_training import base
-from popi_training.loss import supervised, token_logprobs
+from popi_training.loss import contrast, supervised, token_logprobs
 from popi_training.pack import Packed, Sample, pack
 from popi_training.warm import Reader
 
@@ -122,6 +122,19 @@ def test_sequences_that_go_through_together_get_what_each_gets_alone(tiny: tuple
     for got, packed in zip(token_logprobs(tiny[1], packs), packs, strict=True):
         alone = token_logprobs(tiny[1], [packed])[0]
         assert got.shape == (sum(packed.sizes),) and (got - alone).abs().max() < 1e-5
+
+
+@given(st.integers(2, 5), st.randoms(use_true_random=False))
+def test_contrast_is_that_of_a_plain_loop(users: int, rng: Any) -> None:
+    of = [[i, -1, *(j for j in range(users) if j != i and rng.random() < 0.8)] for i in range(users)]
+    means = [torch.tensor([rng.uniform(-3, 0) for _ in whose]) for whose in of]
+    told = []
+    for j in range(users):
+        column = {i: 8.0 * float(means[i][whose.index(j)]) for i, whose in enumerate(of) if j in whose}
+        if len(column) > 1:
+            told.append(math.log(sum(map(math.exp, column.values()))) - column[j])
+    got = float(contrast(means, of, 8.0))
+    assert got == pytest.approx(sum(told) / len(told) if told else 0.0, abs=1e-4)
 
 
 @torch.no_grad()

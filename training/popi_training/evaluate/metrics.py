@@ -67,11 +67,20 @@ def gap_closed(value: float | None, none: float | None, ceiling: float | None) -
 
 @dataclass(frozen=True)
 class Outcome:
-    """One condition over n rows: ``right`` and ``beats`` are wins [n], ``tokens`` it adds [n]."""
+    """One condition over n rows: ``right`` and ``beats`` are wins [n], ``tokens`` it adds [n]; ``own`` and ``other``
+    are m (nats, [n]) under the row's own context and under the opposite taste's, from which the wins come."""
 
     right: Values
     beats: Values
     tokens: Values
+    own: Values
+    other: Values
+
+    @classmethod
+    def of(cls, own: Sequence[float], other: Sequence[float], tokens: Values) -> Outcome:
+        """From the margins."""
+        a, b = np.array(own, np.float64), np.array(other, np.float64)
+        return cls(wins(a), wins(a, b), tokens, a, b)
 
 
 def longer(lengths: Sequence[tuple[int, int]]) -> Values:

@@ -221,7 +221,7 @@ def outcomes(
         own = [scores.margin(i, c) for i, (c, _) in enumerate(both)]
         other = [scores.margin(i, c) for i, (_, c) in enumerate(both)]
         tokens = np.array([scores.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
-        out[condition] = Outcome(wins(own), wins(own, np.array(other)), tokens)
+        out[condition] = Outcome.of(own, other, tokens)
     return out
 
 
@@ -280,12 +280,8 @@ def evaluate(
                     scores.job(i, context)
     scores.compute(advance)
     bare = [scores.raw_margin(i, BARE) for i in range(len(rows))]
-    results = [
-        describe(
-            rows, outcomes(rows, donors, texts[k], scores, k, plain[k]), summaries[k], seed, bare, k, data.personas
-        )
-        for k in kinds
-    ]
+    found = {k: outcomes(rows, donors, texts[k], scores, k, plain[k]) for k in kinds}
+    results = [describe(rows, found[k], summaries[k], seed, bare, k, data.personas) for k in kinds]
     result = results[0] | {
         "dropped": dict(data.dropped),
         "engine": pair.engine.name,
@@ -296,13 +292,14 @@ def evaluate(
     if len(results) > 1:
         result["profile"] = results[1]
     listing = [
-        {"row": r.id, "persona": r.user_key, "profile": k, **{n: s[n] for n in ("status", "tokens", "text")}}
+        {"row": r.id, "persona": r.user_key, "profile": k, **{n: s[n] for n in ("status", "tokens", "text")},
+         "margins": {c: [round(float(o.own[i]), 4), round(float(o.other[i]), 4)] for c, o in found[k].items()}}
         for k in kinds
-        for r, s in zip(rows, summaries[k], strict=True)
+        for i, (r, s) in enumerate(zip(rows, summaries[k], strict=True))
     ]
     return result, listing
 
 
 def write_listing(path: Path, listing: Sequence[dict[str, Any]]) -> None:
-    """The summaries for reading, one JSON object a line."""
+    """The summaries for reading, with m under one's own context and the opposite taste's: one JSON object a line."""
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listing))
