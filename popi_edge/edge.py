@@ -243,10 +243,10 @@ class Popi:
     def generator(self, name: str) -> Generator:
         """The generator of that name. Raises ConfigError listing the names there are."""
         if name == "local":
-            from popi_edge.generators.local import LocalGenerator
+            from popi_edge.generators.local import NO_REPEAT, LocalGenerator
 
             role = self.bundle.adapter("generate")
-            return LocalGenerator(self.engine, adapter=role)
+            return LocalGenerator(self.engine, adapter=role, no_repeat=NO_REPEAT)
         from popi_edge.generators.registry import open_generator
 
         return open_generator(self.settings.home, name)

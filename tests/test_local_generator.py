@@ -15,7 +15,7 @@ from popi_edge.egress import EgressLog
 from popi_edge.engines.base import open_engine
 from popi_edge.errors import GeneratorError
 from popi_edge.generators import Generator, Reply, collect
-from popi_edge.generators.local import LocalGenerator, text_pieces
+from popi_edge.generators.local import LocalGenerator, NoRepeat, text_pieces
 from popi_edge.prompts import chat_ids
 from popi_edge.store import Store
 from tests.test_generators import collect_delivery, make_sealed
@@ -90,6 +90,21 @@ def test_a_local_reply_that_was_cut_says_so() -> None:
     assert reply == Reply("n�", None, "length")
     with pytest.raises(GeneratorError, match="takes only what the guard has sealed"):
         g.prepare([("user", "x")])
+
+
+@given(st.lists(st.integers(0, 4), min_size=40, max_size=40), st.integers(1, 4))
+def test_no_run_of_tokens_comes_twice_and_all_else_may_come(wanted: list[int], length: int) -> None:
+    rule, made = NoRepeat(length, 5), list[int]()
+    state = rule.start()
+    for token in wanted:
+        runs = [tuple(made[i : i + length]) for i in range(len(made) - length + 1)]
+        end = tuple(made[len(made) - length + 1 :]) if length > 1 else ()
+        allowed = rule.allowed(state, 9).tolist()
+        assert allowed == [t for t in range(5) if (*end, t) not in runs]
+        if token not in allowed:
+            continue
+        made.append(token)
+        state = rule.advance(state, token)
 
 
 @pytest.mark.parametrize("engine_name", ["onnx", "llama_cpp"])

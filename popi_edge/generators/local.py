@@ -8,11 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from popi_edge.errors import GeneratorError
 from popi_edge.generators import IN_PROCESS, LOCAL, Reply, Request, Stream, collect, messages_of
 
 if TYPE_CHECKING:
-    from popi_edge.engines.base import Engine
+    from popi_edge.engines.base import Engine, Ids
+
+
+NO_REPEAT = 4
+"""What keeps SmolLM2-135M from going round in circles."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class LocalGenerator:
     """Answers with ``engine``; ``adapter`` is the role's adapter (``generate``), None for the untouched base.
 
     ``max_tokens`` bounds the reply; the engine cuts it earlier where its context ends. Temperature 0 is
-    greedy.
+    greedy. ``no_repeat``: no run of so many tokens comes twice (0: any may).
     """
 
     engine: Engine
@@ -28,6 +34,7 @@ class LocalGenerator:
     max_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
+    no_repeat: int = 0
     name: str = LOCAL
     remote: bool = False
 
@@ -59,6 +66,7 @@ class LocalGenerator:
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
+                constraint=NoRepeat(self.no_repeat, len(tokenizer.token_bytes)) if self.no_repeat else None,
                 adapter=self.adapter,
             ):
                 count += 1
@@ -73,6 +81,26 @@ class LocalGenerator:
     def send(self, request: Request, *, on_text: Callable[[str], Any] | None = None) -> Reply:
         """``stream``, collected."""
         return collect(self.stream(request), on_text)
+
+
+class NoRepeat:
+    """A constraint under which no run of ``length`` tokens comes twice. A state is the tokens so far."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        self._length, self._all = length, np.arange(vocabulary)
+
+    def start(self) -> tuple[int, ...]:
+        return ()
+
+    def allowed(self, state: tuple[int, ...], remaining: int) -> Ids:
+        """All ids but those that would end a run that is there already."""
+        before = self._length - 1
+        tail = state[len(state) - before :]
+        ended = [state[i + before] for i in range(len(state) - before) if state[i : i + before] == tail]
+        return np.delete(self._all, ended)
+
+    def advance(self, state: tuple[int, ...], token: int) -> tuple[int, ...]:
+        return (*state, token)
 
 
 def text_pieces(ids: Iterable[int], token_bytes: list[bytes | None]) -> Iterator[str]:
