@@ -89,7 +89,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     right.set_xticks(NUMBERS, [str(n) for n in NUMBERS])
     right.set_title("number of comparisons")
     for axis in (left, right):
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, 1.03)
         axis.set_ylabel("share of wants named")
         axis.legend()
     figure.tight_layout()

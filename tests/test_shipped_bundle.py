@@ -1,0 +1,78 @@
+"""The committed bundle still says and scores what its committed table says: the whole table from its rows, and some
+rows anew."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from popi_edge import config
+from popi_edge.models.bases import BASES, stored
+from popi_edge.models.bundle import DEFAULT, open_bundle
+from popi_training import corpus
+from popi_training.evaluate import run
+from popi_training.evaluate.data import load
+from popi_training.evaluate.journal import Journal
+from popi_training.evaluate.metrics import wins
+
+MEASURED = Path(__file__).parent.parent / "docs" / "measured"
+COUPLES = 2
+"""Couples of users that are inferred and scored again."""
+SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
+"""Conditions that depend on the couple alone; another user's summary depends on who else is there."""
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MEASURED / "warm_prompts.json").read_text("utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (MEASURED / "warm_prompts.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_the_table_is_that_of_its_rows(table: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    assert len(rows) == table["pairs"] == table["limit"]
+    for name, figures in table["conditions"].items():
+        if name in ("longer", "likelihood"):
+            continue
+        own, other = np.array([r["margins"][name] for r in rows]).T
+        assert wins(own).mean() == pytest.approx(figures["accuracy"])
+        assert wins(own, other).mean() == pytest.approx(figures["contrast"])
+
+
+def test_some_rows_come_out_as_they_stand_there(
+    table: dict[str, Any], rows: list[dict[str, Any]], base: Path, tmp_path: Path
+) -> None:
+    smol = BASES["smollm2-135m"]
+    home = tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    shutil.copy(base, stored(smol, home / "models"))
+    settings = config.load(home)
+    shipped = open_bundle(DEFAULT, settings)
+    assert table["model"] == f"{shipped.name} {shipped.version}"
+    known = {r["row"]: r for r in rows}
+    data = load(corpus.FOLDER, "corpus", part="prompts", limit=table["limit"], seed=table["seed"])
+    chosen = random.Random(1).sample(range(len(data.rows) // 2), COUPLES)
+    some = [row for k in sorted(chosen) for row in data.rows[2 * k : 2 * k + 2]]
+    pair = run.open_pair(None, "onnx", settings)
+    try:
+        quiet = lambda *_: None  # noqa: E731
+        _, listing = run.evaluate(replace(data, rows=tuple(some)), pair, Journal(), seed=table["seed"], advance=quiet)
+    finally:
+        pair.engine.close()
+    assert len(listing) == 2 * COUPLES
+    for line in listing:
+        there = known[line["row"]]
+        assert (line["text"], line["status"]) == (there["text"], there["status"])
+        for name in SAME:
+            assert line["margins"][name] == pytest.approx(there["margins"][name], abs=0.02), (line["row"], name)
