@@ -68,6 +68,12 @@ def figures(made: Sequence[tuple[User, str, str]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def by_wants(made: Sequence[tuple[User, str, str]]) -> dict[str, Any]:
+    """``figures`` apart for users of one, two, three and four wants."""
+    numbers = sorted({len(user.wants) for user, _, _ in made})
+    return {str(n): figures([m for m in made if len(m[0].wants) == n]) for n in numbers}
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """Bars of named and contradicted poles by kind, and lines by number of signals."""
     import matplotlib
@@ -113,6 +119,8 @@ def main() -> None:
             began = time.monotonic()
             made = summaries(model, users(part, options.rows * (4 if part == "mixed" else 1), options.seed))
             results[part] = figures(made)
+            if part == "mixed":
+                results[part]["by_wants"] = by_wants(made)
             lines += [_line(part, *m) for m in made]
             seconds = time.monotonic() - began
             print(f"{part}: {json.dumps(results[part])} ({seconds:.0f} s)", file=sys.stderr, flush=True)
