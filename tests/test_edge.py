@@ -14,7 +14,9 @@ import popi_edge as popi
 from popi_edge import prompts
 from popi_edge.errors import ConfigError, GuardBlocked, ModelError, NotApproved
 from popi_edge.generators import registry
+from popi_edge.generators.local import NO_REPEAT
 from popi_edge.models.bases import BASES, remember, stored
+from popi_edge.models.bundle import open_bundle
 
 SHORT = [
     popi.Comparison(
@@ -47,6 +49,13 @@ def home(models: Path, tmp_path: Path) -> Path:
 def me(home: Path) -> Iterator[popi.Popi]:
     with popi.Popi.open(home=home) as me:
         yield me
+
+
+def test_a_bases_name_is_the_untouched_base_and_the_default_is_trained(me: popi.Popi) -> None:
+    bare, shipped = (open_bundle(name, me.settings) for name in ("smollm2-135m", None))
+    assert bare.model == shipped.model and not bare.adapters and bare.identity.endswith("-zero-shot")
+    assert shipped.name == "popi-smol" and set(shipped.adapters) == {"infer"}
+    assert me.generator("local").no_repeat == NO_REPEAT  # type: ignore[attr-defined]
 
 
 def test_signals_become_a_summary_and_the_summary_alone_is_sent(me: popi.Popi) -> None:

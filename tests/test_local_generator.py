@@ -76,7 +76,7 @@ def test_the_local_generator_streams_text_and_logs_its_messages(tmp_path: Path) 
         reply, egress_id = collect_delivery(g, request, EgressLog(store))
         record = EgressLog(store).get(egress_id)
     assert reply == Reply("né ☂ ok", None, "stop")
-    assert engine.options["adapter"] == "generate"
+    assert engine.options["adapter"] == "generate" and engine.options["constraint"] is None
     assert (record.meta["destination"], record.meta["headers"]) == ("in-process", {})
     assert json.loads(record.body or b"") == [{"role": m.role, "content": m.content} for m in sealed.messages]
     assert not g.remote and isinstance(g, Generator)
@@ -84,9 +84,10 @@ def test_the_local_generator_streams_text_and_logs_its_messages(tmp_path: Path) 
 
 def test_a_local_reply_that_was_cut_says_so() -> None:
     engine: Any = Parrot()
-    g = LocalGenerator(engine, max_tokens=2)
+    g = LocalGenerator(engine, max_tokens=2, no_repeat=3)
     pieces: list[str] = []
     reply = collect(g.stream(g.prepare(make_sealed())), pieces.append)
+    assert isinstance(engine.options["constraint"], NoRepeat)
     assert reply == Reply("n�", None, "length")
     with pytest.raises(GeneratorError, match="takes only what the guard has sealed"):
         g.prepare([("user", "x")])

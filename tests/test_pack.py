@@ -119,6 +119,11 @@ def test_packed_gradients_of_the_adapter_are_those_of_each_sequence_alone(tiny: 
 @torch.no_grad()
 def test_sequences_that_go_through_together_get_what_each_gets_alone(tiny: tuple[Path, Any]) -> None:
     packs = [pack(LONG[:3]), pack(LONG), pack([Sample((3,), (1, 2), (np.array([1, 5]), None))])]
+    for (loss, means), packed in zip(supervised(tiny[1], packs), packs, strict=True):
+        parts = token_logprobs(tiny[1], [packed])[0].split(packed.sizes)
+        weighted = sum(w * float(p.mean()) for w, p in zip(packed.weights, parts, strict=True))
+        assert [float(m) for m in means] == pytest.approx([float(p.mean()) for p in parts], abs=1e-5)
+        assert float(loss) == pytest.approx(-weighted / sum(packed.weights), abs=1e-5)
     for got, packed in zip(token_logprobs(tiny[1], packs), packs, strict=True):
         alone = token_logprobs(tiny[1], [packed])[0]
         assert got.shape == (sum(packed.sizes),) and (got - alone).abs().max() < 1e-5

@@ -16,13 +16,14 @@ import pytest
 from popi_edge import config
 from popi_edge.models.bases import BASES, stored
 from popi_edge.models.bundle import DEFAULT, open_bundle
-from popi_training import corpus
+from popi_training import corpus, recipe, train, warm
 from popi_training.evaluate import run
 from popi_training.evaluate.data import load
 from popi_training.evaluate.journal import Journal
 from popi_training.evaluate.metrics import wins
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured"
+MANIFEST = "popi_edge/models/popi-smol/manifest.json"
 COUPLES = 2
 """Couples of users that are inferred and scored again."""
 SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
@@ -48,6 +49,16 @@ def test_the_table_is_that_of_its_rows(table: dict[str, Any], rows: list[dict[st
         own, other = np.array([r["margins"][name] for r in rows]).T
         assert wins(own).mean() == pytest.approx(figures["accuracy"])
         assert wins(own, other).mean() == pytest.approx(figures["contrast"])
+
+
+def test_the_adapter_is_of_the_committed_recipe_and_corpus_and_of_the_run_whose_metrics_are_there() -> None:
+    manifest = json.loads((Path(corpus.__file__).parent.parent.parent / MANIFEST).read_text("utf-8"))
+    path = corpus.FOLDER.parent / "recipes" / "warm-start.toml"
+    read = recipe.read(path)
+    made = manifest["training"]["made_from"]
+    assert made == train.made_from(read, warm.load(read, path), BASES["smollm2-135m"].sha256, None, "cpu")
+    steps = [m["step"] for m in train.read_metrics(MEASURED / "warm_start_gpu_metrics.jsonl")]
+    assert steps == [*range(1, manifest["training"]["steps"] + 1)] and len(steps) == read.train.steps
 
 
 def test_some_rows_come_out_as_they_stand_there(

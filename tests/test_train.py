@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from popi_edge import config
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.bases import BASES
 from popi_training import recipe as recipes
 from popi_training import train
@@ -350,9 +350,36 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
 
 
+def test_processes_that_make_batches_change_no_number(place: Path) -> None:
+    trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
+    train.run(trainer, place / "ahead", until=STEPS, minutes=None, tell=lambda *_: None, workers=2)
+    assert figures(place / "ahead") == figures(place / "whole") and alike(place / "ahead", place / "whole")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_a_batch_is_one_line(
+    place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Worker processes are forked on Linux, so they have the patch too."""
+
+    def wrong(*_: Any) -> Any:
+        raise ConfigError("users.wants: no 3 of them may stand together")
+
+    monkeypatch.setattr(train.warm, "batch", wrong)
+    done = popi("train", place / "recipe.toml", "--out", place / "out", "--workers", workers)
+    refused(done, "users.wants: no 3 of them")
+
+
+def test_a_device_that_is_not_here_is_one_line(place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(popi("train", place / "recipe.toml", "--out", place / "out", "--device", "cuda"), "no device cuda")
+    assert not (place / "out").exists()
+
+
 @pytest.mark.parametrize(
     "words",
-    [["--replay", 2], ["--against", "x"], ["--check", "--until", 3], ["--check", "--replay", 2, "--against", "x"],
+    [["--replay", 2], ["--against", "x"], ["--check", "--until", 3], ["--check", "--workers", 2],
+     ["--replay", 2, "--against", "x", "--device", "cuda"], ["--check", "--replay", 2, "--against", "x"],
      ["--until", 0], ["--minutes", 0]],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_wrong_usage(made: Path, popi: Popi, words: list[object]) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from popi_edge.config import Settings
 from popi_edge.engines.adapter import read_adapter
-from popi_edge.engines.onnx_graph import Shape, unpermute
+from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
 from popi_edge.models.bundle import FORMAT, MAX_MANIFEST, read_bundle
@@ -155,7 +155,7 @@ def _manifest(
     checkpoint: Checkpoint, adapter: Path, name: str, version: str, evaluation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     base, recipe = checkpoint.base, checkpoint.recipe
-    own = not recipe.data.corpus
+    own = not recipe.data.corpus and not recipe.lora.start
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -184,7 +184,11 @@ def _manifest(
             "made_from": dict(checkpoint.made_from),
             "exported_with": _versions(),
         },
-        "licences": {"base": base.licence, "corpus": "CC0-1.0" if own else "not known", "adapter": "Apache-2.0"},
+        "licences": {
+            "base": base.licence,
+            "corpus": "CC0-1.0" if own else "not known",
+            "adapter": "Apache-2.0" if own else "not known",
+        },
     }
     return manifest | ({"evaluation": dict(evaluation)} if evaluation is not None else {})
 
@@ -210,9 +214,7 @@ def compare(checkpoint: Checkpoint, file: Path, gguf: Gguf, shape: Shape) -> Non
         raise ModelError(f"{file.name}: its layers are not the checkpoint's")
     for name, (a, b) in names.items():
         got_a, got_b = adapter.layers[name]
-        heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(name.split(".")[2])
-        if heads:
-            got_b = np.asarray(unpermute(got_b, heads), np.float32)
+        got_b = shape.plain_rows(name, got_b)
         if not all(np.array_equal(_rounded(x), y) for x, y in ((a, got_a), (b, got_b))):
             raise ModelError(f"{file.name}: {name} does not read back as the checkpoint has it")
 

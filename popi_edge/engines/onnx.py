@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.engines.base import BaseEngine, Floats, Lane
-from popi_edge.engines.onnx_graph import GROUPS, Builder, unpermute
+from popi_edge.engines.onnx_graph import GROUPS, Builder
 from popi_edge.engines.prefix import read_prefix, write_prefix
 from popi_edge.engines.threads import default_threads
 from popi_edge.errors import EngineError, ModelError
@@ -111,9 +111,7 @@ class OnnxEngine(BaseEngine):
             rows = self._gguf.tensors[part].shape[0]
             if part in adapter.layers:
                 a, b = adapter.layers[part]
-                if part.endswith(("attn_q.weight", "attn_k.weight")):
-                    heads = self.shape.heads if "attn_q" in part else self.shape.kv_heads
-                    b = unpermute(b, heads).astype(np.float32)
+                b = self.shape.plain_rows(part, b)
                 whole_a[:, r : r + len(a)] = a.T
                 whole_b[r : r + len(a), row : row + rows] = b.T * adapter.scale
                 r += len(a)

@@ -73,6 +73,11 @@ class Shape:
             raise ModelError(f"{gguf.path}: its sizes make no sense")
         return shape
 
+    def plain_rows(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of a tensor, or of an adapter's B for it, from llama.cpp's order to Hugging Face's."""
+        heads = {".attn_q.": self.heads, ".attn_k.": self.kv_heads}.get(name[name.find(".attn_") :][:8])
+        return rows if heads is None else np.asarray(unpermute(rows, heads), np.float32)
+
 
 def unpermute(rows: Array, heads: int) -> Array:
     """Undo llama.cpp's interleaving of rotary rows: axis 0 back to Hugging Face's half-split order."""

@@ -132,4 +132,4 @@ def open_bundle(name: str | Path | None, settings: Settings) -> Bundle:
     if path.is_file():
         manifest = {"roles": {"infer": None, "generate": None}, "name": path.stem, "decoding": ZERO_SHOT}
         return Bundle(path.stem, "gguf", path, {}, manifest)
-    raise ModelError(f"there is no bundle {name!r:.80}; give {DEFAULT}, a bundle's folder or a GGUF file")
+    raise ModelError(f"there is no bundle {name!r:.80}; give {DEFAULT}, a bundle's folder, a base's name or GGUF file")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge.engines.adapter import Adapter
-from popi_edge.engines.onnx_graph import Shape, unpermute
+from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.names import gguf_name
@@ -46,10 +46,7 @@ def dequantized(path: Path) -> Any:
             key = gguf_name(name)
             if key not in gguf.tensors:
                 raise ModelError(f"{path.name}: it has no tensor {key}")
-            value = gguf.tensors[key].dequantize()
-            if ".attn_q." in key or ".attn_k." in key:
-                value = unpermute(value, s.heads if "attn_q" in key else s.kv_heads)  # type: ignore[assignment]
-            parameter.copy_(torch.from_numpy(np.array(value)))
+            parameter.copy_(torch.from_numpy(np.array(s.plain_rows(key, gguf.tensors[key].dequantize()))))
     return model
 
 
@@ -88,15 +85,13 @@ def load_lora(model: Any, state: dict[str, np.ndarray]) -> None:
 
 def start_lora(model: Any, adapter: Adapter, shape: Shape) -> None:
     """Begin with an adapter that was exported. Raises ModelError where its layers are not the model's."""
-    heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}
+    modules = {gguf_name(n.rsplit(".", 1)[0] + ".weight"): n.rsplit(".", 1)[0] for n in lora_state(model)}
+    if set(modules) != set(adapter.layers):
+        raise ModelError("the adapter to start from has other layers than are trained")
     state = {}
-    for module in {n.rsplit(".", 1)[0] for n in lora_state(model)}:
-        name = gguf_name(module + ".weight")
-        if name not in adapter.layers:
-            raise ModelError(f"the adapter to start from has no layer {name}")
+    for name, module in modules.items():
         a, b = adapter.layers[name]
-        n = heads.get(name.split(".")[2])
-        state |= {f"{module}.lora_a": a, f"{module}.lora_b": np.asarray(unpermute(b, n), np.float32) if n else b}
+        state |= {f"{module}.lora_a": a, f"{module}.lora_b": shape.plain_rows(name, b)}
     load_lora(model, state)
 
 

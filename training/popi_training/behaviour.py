@@ -69,7 +69,7 @@ def figures(made: Sequence[tuple[User, str, str]]) -> dict[str, Any]:
 
 
 def by_wants(made: Sequence[tuple[User, str, str]]) -> dict[str, Any]:
-    """``figures`` apart for users of one, two, three and four wants."""
+    """``figures`` apart by the number of wants."""
     numbers = sorted({len(user.wants) for user, _, _ in made})
     return {str(n): figures([m for m in made if len(m[0].wants) == n]) for n in numbers}
 

@@ -73,7 +73,8 @@ def train(
 
     if (replay is None) != (against is None):
         raise click.UsageError("--replay and --against go together")
-    if sum([check, replay is not None, any(o is not None for o in (out, minutes, until))]) > 1:
+    trained = any(o is not None for o in (out, minutes, until)) or device != "cpu" or workers
+    if sum([check, replay is not None, bool(trained)]) > 1:
         raise click.UsageError("--check and --replay stand alone")
     read = recipes.read(recipe)
     if check:
@@ -151,6 +152,7 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
 
     data = warm.load(recipe, where)
     base = _base(app, recipe)
+    start = warm.read_start(recipe, where, base) if base is not None else None
     kinds = {k: v for k, v in recipe.users.kinds.items() if v}
     return {
         "name": recipe.name,
@@ -175,6 +177,7 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
             "phrasings": _phrasings(data.heldout, data.heldout.dimensions)
             + _phrasings(data.corpus, [d for d in data.corpus.dimensions if d in data.splits.dimensions]),
         },
+        "start": recipe.lora.start and (start.sha256 if start is not None else UNKNOWN),
         "licences": {
             "corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN,
             "base": BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN,
@@ -224,6 +227,7 @@ def _check_text(c: dict[str, Any]) -> str:
         f"             {c['prompts']} prompts, {c['pairs']} pairs, {c['phrasings']} phrasings "
         f"(corpus: {c['licences']['corpus']})",
         f"             signals: {', '.join(c['kinds'])}",
+        *([f"starts from  the adapter {c['start'][:12]}"] if c["start"] else []),
         f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
     ]  # fmt: skip
     if tokens:

@@ -24,7 +24,7 @@ import torch
 from popi_edge import config
 from popi_edge.errors import PopiError
 from popi_edge.models.bundle import open_bundle
-from popi_training import recipe, train
+from popi_training import base, recipe, train
 from popi_training.evaluate.journal import write_whole
 from popi_training.evaluate.metrics import interval
 from popi_training.loss import token_logprobs
@@ -99,8 +99,9 @@ def main() -> None:
         made = recipe.read(path)
         if made.data.corpus:
             made = replace(made, data=replace(made.data, corpus=str(Path(made.data.corpus).resolve())))
+        made = replace(made, lora=replace(made.lora, start=""))  # the checkpoint holds the whole adapter
         trainer = train.open_run(made, path, settings)
-        trainer.restore(options.run)
+        base.load_lora(trainer.model, train.read_checkpoint(options.run / train.CHECKPOINT)["lora"])
         todo = cases(trainer, options.users)
         torchs = by_torch(trainer, todo)
         result = {"users": len(todo), "torch": compared(torchs, torchs)}

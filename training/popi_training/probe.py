@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from popi_edge.summarize import SENTENCE_END
 from popi_training import corpus as corpora
 from popi_training.users import Want
 
 WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
-SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def features(text: str) -> list[str]:
@@ -51,7 +51,8 @@ class Probe:
 
     def poles(self, summary: str) -> list[Want]:
         """The poles that a summary names, one a sentence, each once."""
-        return list(dict.fromkeys(self.sentence(s) for s in SENTENCE.split(summary.strip()) if WORD.search(s.lower())))
+        sentences = SENTENCE_END.split(summary.strip())
+        return list(dict.fromkeys(self.sentence(s) for s in sentences if WORD.search(s.lower())))
 
 
 @functools.cache

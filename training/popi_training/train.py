@@ -1,9 +1,9 @@
 """The supervised warm start (DESIGN, the objective: where φ starts): a loop that stops anywhere and goes on exactly.
 
 Everything of a step follows from the recipe and the step's number, so a run that was killed goes on from its last
-checkpoint with the same numbers, bit for bit on one machine. A run's folder: ``recipe.toml``, ``metrics.jsonl`` (a line
-a step), ``checkpoint.pt`` (adapter, optimizer, step; written whole or not at all), ``run.json`` (what it was made
-from).
+checkpoint with the same numbers, bit for bit on one machine's CPU. A run's folder: ``recipe.toml``, ``metrics.jsonl``
+(a line a step), ``checkpoint.pt`` (adapter, optimizer, step; written whole or not at all), ``run.json`` (what it was
+made from).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import hashlib
 import io
 import json
 import math
+import os
+import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from popi_edge import prompts
 from popi_edge.config import Settings
-from popi_edge.engines.adapter import read_adapter
+from popi_edge.engines.adapter import Adapter
 from popi_edge.engines.onnx_graph import Shape
-from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
@@ -44,7 +46,7 @@ Tell = Callable[[int, int, float], None]
 
 @dataclass
 class Trainer:
-    """A run at a step: the model with its adapter, the optimizer, the data."""
+    """A run at a step: model with adapter, optimizer, data; ``couples`` are the development users, once made."""
 
     recipe: Recipe
     data: warm.Set
@@ -63,23 +65,23 @@ class Trainer:
         down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
         return t.lr * up * down
 
-    def batches(self, until: int, workers: int) -> Iterable[list[Packed]]:
+    def batches(self, until: int, workers: int) -> Iterable[list[Packed] | PopiError]:
         """The packed users of every step from this one to ``until``, made ahead by ``workers`` processes (0: none)."""
-        steps = _Steps(self.recipe, self.data, self.reader)
+        steps, workers = _Steps(self.recipe, self.data, self.reader), min(workers, os.cpu_count() or 1)
         return DataLoader(
-            steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=list,
-            prefetch_factor=4 if workers else None,
+            steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=_as_it_is,
+            prefetch_factor=4 if workers else None, worker_init_fn=_leave_interrupts,
         )  # fmt: skip
 
     def each(self, packs: list[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """``loss.supervised`` of each; on a processor one by one, which needs less memory and is no slower."""
+        """``loss.supervised`` of each; on the CPU one by one, which needs less memory and is no slower."""
         if self.device == "cpu":
             return [supervised(self.model, [p])[0] for p in packs]
         return supervised(self.model, packs)
 
     def train_step(self, examples: list[Packed]) -> dict[str, Any]:
         """One step over the packed users of its batch; returns its line of metrics."""
-        t, began = self.recipe.train, time.monotonic()
+        t = self.recipe.train
         lr = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -97,7 +99,6 @@ class Trainer:
         self.step += 1
         return {
             "step": self.step, "loss": total, "contrast": told, "lr": lr, "grad_norm": norm, "tokens": tokens,
-            "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
 
     def parameters(self) -> list[Any]:
@@ -144,8 +145,8 @@ class Trainer:
         """Go on from the checkpoint. Raises ConfigError for one made from something else, ModelError for a damaged
         one."""
         state = read_checkpoint(folder / CHECKPOINT)
-        for key, value in self.made_from.items():
-            if state["made_from"].get(key) != value:
+        for key in sorted(self.made_from.keys() | state["made_from"]):
+            if state["made_from"].get(key) != self.made_from.get(key):
                 raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
         base.load_lora(self.model, state["lora"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -173,14 +174,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
 
 
-class _Steps(Dataset[list[Packed]]):
-    """Step → its packed users."""
+class _Steps(Dataset[list[Packed] | PopiError]):
+    """Step → its packed users, or what is wrong with them: torch would wrap an error of a worker in its traceback."""
 
     def __init__(self, recipe: Recipe, data: warm.Set, reader: warm.Reader) -> None:
         self.recipe, self.data, self.reader = recipe, data, reader
 
-    def __getitem__(self, step: int) -> list[Packed]:
-        return [p for _, p in warm.batch(self.recipe, self.data, self.reader, step)]
+    def __getitem__(self, step: int) -> list[Packed] | PopiError:
+        try:
+            return [p for _, p in warm.batch(self.recipe, self.data, self.reader, step)]
+        except PopiError as e:
+            return e
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _leave_interrupts(_: int) -> None:
+    """An interrupt is for the main process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _next(batches: Iterator[list[Packed] | PopiError]) -> list[Packed]:
+    """The next step's users. Raises what was wrong with them, EngineError where a worker is gone."""
+    try:
+        made = next(batches)
+    except RuntimeError as e:
+        raise EngineError(f"a process that makes batches ended ({str(e)[:60]}); fewer --workers may help") from None
+    if isinstance(made, PopiError):
+        raise made
+    return made
 
 
 def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu") -> Trainer:
@@ -199,22 +223,20 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
     reader = warm.Reader.of(gguf)
+    adapter = warm.read_start(recipe, where, gguf)
     model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed).to(device)
-    made = made_from(recipe, data, digest)
-    if recipe.lora.start:
-        file = Gguf(gguf)
-        adapter = read_adapter((where.parent / recipe.lora.start).resolve(), file)
-        if not math.isclose(adapter.scale, recipe.lora.alpha / recipe.lora.rank, rel_tol=1e-6):
-            raise ConfigError(f"{where}: lora.start has alpha / rank {adapter.scale:g}, not the recipe's")
-        base.start_lora(model, adapter, Shape.of(file))
-        made["start"] = adapter.sha256
+    if adapter is not None:
+        base.start_lora(model, adapter, Shape.of(Gguf(gguf)))
+    made = made_from(recipe, data, digest, adapter, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
     return Trainer(recipe, data, reader, model, optimizer, made, device)
 
 
-def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str]:
-    """Hashes of all that a run depends on."""
+def made_from(
+    recipe: Recipe, data: warm.Set, base_sha256: str, start: Adapter | None, device: str
+) -> dict[str, str]:
+    """Hashes of all that a run depends on, and the device where it is not the CPU."""
     texts = [*warm.all_texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
@@ -222,6 +244,8 @@ def made_from(recipe: Recipe, data: warm.Set, base_sha256: str) -> dict[str, str
         "corpus": _hash(texts),
         "prompt contract": _hash(contract),
         "base": base_sha256,
+        **({"start": start.sha256} if start is not None else {}),
+        **({"device": device} if device != "cpu" else {}),
     }
 
 
@@ -251,7 +275,9 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
         batches = iter(trainer.batches(min(until, t.steps), workers))
         with (folder / METRICS).open("a", encoding="utf-8") as log:
             while trainer.step < min(until, t.steps):
-                line = trainer.train_step(next(batches))
+                started = time.monotonic()
+                line = trainer.train_step(_next(batches))
+                line["seconds"] = round(time.monotonic() - started, 2)
                 if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
                     line |= trainer.develop()
                 log.write(json.dumps(line) + "\n")
@@ -267,6 +293,8 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
             trainer.save(folder)
     except OSError as e:
         raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
+    except torch.OutOfMemoryError:
+        raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
     return trainer.step >= t.steps
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import prompts
+from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
@@ -71,6 +72,21 @@ def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:
     """Raises ModelError where the base called ``name`` is not the one that the recipe wants."""
     if recipe.base.sha256 and sha256 != recipe.base.sha256:
         raise ModelError(f"{name} has SHA-256 {sha256[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
+
+
+def read_start(recipe: Recipe, where: Path, base: Path) -> Adapter | None:
+    """The adapter that a recipe starts from, if any; ``base``: the base's GGUF. Raises ConfigError for another rank or
+    scale than the recipe's, ModelError for a file that is no adapter of this base."""
+    if not recipe.lora.start:
+        return None
+    adapter, lora = read_adapter((where.parent / recipe.lora.start).resolve(), Gguf(base)), recipe.lora
+    rank = next(iter(adapter.layers.values()))[0].shape[0]
+    alpha = adapter.scale * rank
+    if rank != lora.rank or not math.isclose(alpha, lora.alpha, rel_tol=1e-6):
+        raise ConfigError(
+            f"{where}: lora.start has rank {rank} and alpha {alpha:g}, the recipe {lora.rank} and {lora.alpha:g}"
+        )
+    return adapter
 
 
 def _complete(recipe: Recipe, train: Material, dev: Material, where: str) -> None:
