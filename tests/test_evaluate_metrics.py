@@ -25,7 +25,7 @@ from popi_training.evaluate.metrics import (
 def outcome(right: list[float], beats: list[float], tokens: float = 0) -> Outcome:
     own = [2 * r - 1 for r in right]
     other = [o + 1 - 2 * b for o, b in zip(own, beats, strict=True)]
-    made = Outcome.of(own, other, np.full(len(right), float(tokens)))
+    made = Outcome(np.array(own), np.array(other), np.full(len(right), float(tokens)))
     assert made.right.tolist() == right and made.beats.tolist() == beats
     return made
 

@@ -67,20 +67,22 @@ def gap_closed(value: float | None, none: float | None, ceiling: float | None) -
 
 @dataclass(frozen=True)
 class Outcome:
-    """One condition over n rows: ``right`` and ``beats`` are wins [n], ``tokens`` it adds [n]; ``own`` and ``other``
-    are m (nats, [n]) under the row's own context and under the opposite taste's, from which the wins come."""
+    """One condition over n rows: m (nats, [n]) under each row's ``own`` context and under the ``other``, opposite
+    taste's; ``tokens`` that its own adds [n]."""
 
-    right: Values
-    beats: Values
-    tokens: Values
     own: Values
     other: Values
+    tokens: Values
 
-    @classmethod
-    def of(cls, own: Sequence[float], other: Sequence[float], tokens: Values) -> Outcome:
-        """From the margins."""
-        a, b = np.array(own, np.float64), np.array(other, np.float64)
-        return cls(wins(a), wins(a, b), tokens, a, b)
+    @property
+    def right(self) -> Values:
+        """Wins [n] of the chosen reply."""
+        return wins(self.own)
+
+    @property
+    def beats(self) -> Values:
+        """Wins [n] of the own context over the other: the contrast."""
+        return wins(self.own, self.other)
 
 
 def longer(lengths: Sequence[tuple[int, int]]) -> Values:

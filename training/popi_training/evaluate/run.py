@@ -221,7 +221,7 @@ def outcomes(
         own = [scores.margin(i, c) for i, (c, _) in enumerate(both)]
         other = [scores.margin(i, c) for i, (_, c) in enumerate(both)]
         tokens = np.array([scores.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
-        out[condition] = Outcome.of(own, other, tokens)
+        out[condition] = Outcome(np.array(own), np.array(other), tokens)
     return out
 
 
