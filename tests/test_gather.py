@@ -1,0 +1,38 @@
+"""Results of several test sets become one table, and the committed manifest's is that of the committed results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from popi_training.evaluate import gather
+
+ROOT = Path(__file__).parent.parent
+SETS = {
+    "held-out prompts": "prompts", "held-out phrasings": "phrasings", "new users": "users",
+    "held-out combinations": "combinations", "held-out dimensions": "dimensions",
+    "AlignX, developing half": "alignx_dev", "AlignX, other half": "alignx_final", "OneStopEnglish": "onestopenglish",
+}  # fmt: skip
+
+
+def test_the_manifest_and_the_readme_have_the_table_of_the_committed_results() -> None:
+    words = [f"{name}={ROOT}/docs/measured/warm_{file}.json" for name, file in SETS.items()]
+    table = gather.gathered(dict(map(gather.read, words)))
+    manifest = json.loads((ROOT / "popi_edge/models/popi-smol/manifest.json").read_text("utf-8"))
+    assert manifest["evaluation"] == json.loads(json.dumps(table))
+    assert gather.markdown(table) in (ROOT / "README.md").read_text("utf-8")
+    for word in words:
+        assert gather.read(word)[1]["model"] == f"{manifest['name']} {manifest['version']}"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"conditions": {}}'])
+def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    for file in ("r.json", "nowhere.json"):
+        monkeypatch.setattr(sys, "argv", ["gather", str(tmp_path / "out.json"), f"x={tmp_path / file}"])
+        with pytest.raises(SystemExit, match=rf"gather: .*{file.replace('.', '[.]')}"):
+            gather.main()
+    assert not (tmp_path / "out.json").exists()

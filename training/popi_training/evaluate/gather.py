@@ -1,0 +1,77 @@
+"""Several results of ``popi eval --json`` as one table: for a bundle's manifest (JSON) and to read (Markdown, printed).
+
+    python -m popi_training.evaluate.gather OUT.json NAME=RESULT.json …
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from popi_edge.errors import ConfigError
+from popi_training.evaluate.journal import write_whole
+
+SHOWN = {
+    "raw": "raw signals", "untrained_summary": "untrained summary", "shuffled_summary": "another’s summary",
+    "summary": "**summary**", "oracle_summary": "oracle",
+}  # fmt: skip
+KEPT = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens")
+
+
+def read(word: str) -> tuple[str, dict[str, Any]]:
+    """``NAME=FILE`` → its name and result. Raises ConfigError for a word or a file that is none."""
+    name, _, path = word.partition("=")
+    try:
+        result = json.loads(Path(path).read_text("utf-8"))
+        return name, {k: result[k] for k in ("conditions", "gap_closed", "model", "engine", "pairs", "seed")}
+    except OSError as e:
+        raise ConfigError(f"cannot read {path or word}: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{path}: not a result of popi eval --json: {e}") from None
+
+
+def gathered(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By name: pairs, each condition's figures rounded to three places, and the summary's share of the oracle's gap."""
+    out = {}
+    for name, r in results.items():
+        conditions = {c: {k: _short(v[k]) for k in KEPT} for c, v in r["conditions"].items()}
+        closed = {k: _short(v) for k, v in (r["gap_closed"].get("summary") or {}).items()}
+        out[name] = {"pairs": r["pairs"], "seed": r["seed"], "conditions": conditions, "gap_closed": closed}
+    return out
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Contrasts with intervals, the summary's share of the oracle's gap, tokens of raw signals and of the summary."""
+    head = f"| Test set (pairs) | {' | '.join(SHOWN.values())} | share of the gap | tokens |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for name, t in table.items():
+        found, share = t["conditions"], t["gap_closed"].get("contrast")
+        cells = [f"{name} ({t['pairs']})"]
+        for c in SHOWN:
+            v = found[c]
+            cells.append(f"{v['contrast']:.2f} ({v['contrast_low']:.2f}–{v['contrast_high']:.2f})")
+        cells += ["–" if share is None else f"{share:.2f}"]
+        cells += [f"{found['raw']['tokens']:.0f} → {found['summary']['tokens']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if len(sys.argv) < 3 or not all("=" in word for word in sys.argv[2:]):
+        sys.exit((__doc__ or "").strip())
+    try:
+        table = gathered(dict(map(read, sys.argv[2:])))
+        write_whole(Path(sys.argv[1]), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        print(markdown(table))
+    except (ConfigError, OSError) as e:
+        sys.exit(f"gather: {e}")
+
+
+if __name__ == "__main__":
+    main()
