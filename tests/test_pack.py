@@ -16,7 +16,7 @@ from popi_edge.errors import ConfigError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_training import base
-from popi_training.loss import contrast, supervised, token_logprobs
+from popi_training.loss import contrast, pair_logprobs, supervised, token_logprobs
 from popi_training.pack import Packed, Sample, pack
 from popi_training.warm import Reader
 
@@ -127,6 +127,21 @@ def test_sequences_that_go_through_together_get_what_each_gets_alone(tiny: tuple
     for got, packed in zip(token_logprobs(tiny[1], packs), packs, strict=True):
         alone = token_logprobs(tiny[1], [packed])[0]
         assert got.shape == (sum(packed.sizes),) and (got - alone).abs().max() < 1e-5
+
+
+def test_pairs_of_replies_get_the_log_probabilities_and_gradients_of_each_alone(tiny: tuple[Path, Any]) -> None:
+    model = base.with_lora(base.dequantized(tiny[0]), 4, 8.0, seed=3)
+    contexts = [PROMPT, PROMPT[:20], PROMPT[3:]]
+    pairs = [((5, 6, 7), (5, 6, 8, 9)), ((1,), (2, 3)), ((9, 9), (9,))]
+    got = pair_logprobs(model, contexts, pairs)
+    want = []
+    for context, pair in zip(contexts, pairs, strict=True):
+        for reply in pair:
+            rows = torch.log_softmax(alone(model, Sample(tuple(context), reply)), -1)
+            want.append(rows[range(len(reply)), list(reply)].sum())
+    assert (got.flatten() - torch.stack(want)).abs().max() < 1e-4
+    for a, b in zip(gradients(model, got[:, 0].sum()), gradients(model, sum(want[::2], torch.zeros(()))), strict=True):
+        assert (a - b).abs().max() < 1e-4 * max(1.0, float(b.abs().max()))
 
 
 @given(st.integers(2, 5), st.randoms(use_true_random=False))

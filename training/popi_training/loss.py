@@ -1,4 +1,4 @@
-"""Log-probabilities under the closed vocabulary, and the supervised loss on packed samples."""
+"""Log-probabilities of packed samples, and the losses of the warm start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from popi_training.pack import Ints, Packed
+from popi_training.pack import Ints, Packed, Sample, pack
 
 
 def token_logprobs(model: Any, packs: Sequence[Packed]) -> list[torch.Tensor]:
@@ -90,3 +90,19 @@ def supervised(model: Any, packs: Sequence[Packed]) -> list[tuple[torch.Tensor, 
     weights = torch.tensor([w for p in packs for w in p.weights], device=flat.device)
     each = zip(*(t.split([len(p.sizes) for p in packs]) for t in (means, weights)), strict=True)
     return [(-(m * w).sum() / w.sum(), m) for m, w in each]
+
+
+def pair_logprobs(
+    model: Any, contexts: Sequence[Sequence[int]], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> torch.Tensor:
+    """log π of the chosen and the rejected reply behind each context, [n, 2] (nats, sums over tokens).
+
+    ``contexts[i]``: the prompt's ids with the summary in it; ``pairs[i]``: the two replies' ids, end token included. A
+    context and what its replies have in common go through the model once.
+    """
+    packs = [
+        pack([Sample(tuple(context), tuple(reply)) for reply in pair])
+        for context, pair in zip(contexts, pairs, strict=True)
+    ]
+    each = zip(packs, token_logprobs(model, packs), strict=True)
+    return torch.stack([torch.stack([part.sum() for part in p.split(packed.sizes)]) for packed, p in each])

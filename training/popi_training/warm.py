@@ -174,7 +174,7 @@ class Reader:
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos)
         state, allowed = self.vocabulary.start(), []
         for i, token in enumerate(ids):
-            allowed.append(self._allowed(state, self.limits["summary_tokens"] - i))
+            allowed.append(self.allowed(state, self.limits["summary_tokens"] - i))
             if token not in allowed[-1]:
                 raise ConfigError(f"the summary {text!r:.80} cannot be written under the closed vocabulary")
             if token != self.tokenizer.eos:
@@ -193,7 +193,8 @@ class Reader:
             text = say(wants, material, rng, self.tokenizer, self.limits["summary_tokens"] - ROOM, weights)
         return text
 
-    def _allowed(self, state: int, remaining: int) -> Ints:
+    def allowed(self, state: int, remaining: int) -> Ints:
+        """Ids that the closed vocabulary allows in a state with so many tokens left."""
         if remaining <= LONGEST_WORD:  # near the limit it depends on how many tokens are left
             return np.array(self.vocabulary.allowed(state, remaining))
         if state not in self._known:
