@@ -58,6 +58,15 @@ def run(me: Popi, signals: list[Signal], prompt: str) -> dict[str, Any]:
     return result
 
 
+def excerpt(text: str) -> str:
+    """The beginning of a reply, whole sentences where it can be."""
+    if len(text) <= EXCERPT:
+        return text
+    head = text[:EXCERPT]
+    end = max(head.rfind(mark) for mark in (". ", "! ", "? ", ".\n"))
+    return (head[: end + 1] if end > 0 else head.rstrip()) + " […]"
+
+
 def as_text(data: dict[str, Any]) -> str:
     lines = [f"Signals of {data['person']}, who {data['about']}:"]
     for s in data["signals"]:
@@ -75,9 +84,11 @@ def as_text(data: dict[str, Any]) -> str:
         "Exactly this is sent:",
         f"  {data['request'] or '(nothing: the guard blocked it)'}",
         "",
-        f"Reply without it:\n{data['reply_plain']}",
+        f"Reply without it:\n{excerpt(data['reply_plain'])}",
         "",
-        f"Reply with it:\n{data['reply_personalised'] or '(none)'}",
+        f"Reply with it:\n{excerpt(data['reply_personalised'] or '(none)')}",
+        "",
+        "Both replies are by the small base model on this device; 'popi generator add' puts a better one in its place.",
         "",
         "Egress log (chained records of all that was sent):",
     ]
@@ -87,6 +98,8 @@ def as_text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+EXCERPT = 420
+"""Characters of a reply that are shown; --json has all of it."""
 SHOWN = ("prompt", "chosen", "rejected", "response", "original", "edited", "text", "messages")
 
 
