@@ -89,7 +89,7 @@ def test_the_bundle_computes_in_both_engines_what_torch_computes(
     assert popi(run, tmp_path / "out")[0] == 0
     found = open_bundle(tmp_path / "out", config.load(home))
     model = base.with_lora(base.dequantized(found.model), 4, 8.0, seed=0)
-    state = train.read_checkpoint(run / train.CHECKPOINT)["lora"]
+    state = train.read_checkpoint(run / train.CHECKPOINT)["adapters"]["infer"]
     with torch.no_grad(), model.disable_adapter():
         untouched = model(torch.tensor([IDS])).logits[0].numpy()
     base.load_lora(model, {n: a.astype(np.float16).astype(np.float32) for n, a in state.items()})
@@ -116,7 +116,7 @@ def test_a_run_can_begin_with_an_exported_adapter(home: Path, run: Path, popi: P
     text = (run / train.RECIPE).read_text().replace("alpha = 8.0", start)
     path.write_text(text)
     again = train.open_run(recipe.read(path), path, config.load(home))
-    saved = train.read_checkpoint(run / train.CHECKPOINT)["lora"]
+    saved = train.read_checkpoint(run / train.CHECKPOINT)["adapters"]["infer"]
     for name, value in base.lora_state(again.model).items():
         assert np.array_equal(value, saved[name].astype(np.float16).astype(np.float32)), name
     assert again.made_from["start"] == bases.file_sha256(tmp_path / "out" / "infer.gguf")
@@ -259,8 +259,8 @@ def checkpoint(run: Path, home: Path) -> bundle.Checkpoint:
 
 def test_numbers_that_float16_cannot_hold_leave_nothing_behind(run: Path, home: Path, tmp_path: Path) -> None:
     made = checkpoint(run, home)
-    name = next(iter(made.layers))
-    made.layers[name][1][0, 0] = 1e6
+    name = next(iter(made.layers["infer"]))
+    made.layers["infer"][name][1][0, 0] = 1e6
     with pytest.raises(ModelError, match="values that float16 cannot hold"):
         bundle.export(made, tmp_path / "out", config.load(home), name="a", version="1")
     assert listed(tmp_path) == []
@@ -275,10 +275,10 @@ def test_an_adapter_that_differs_in_one_number_does_not_pass_for_the_checkpoint(
     made = checkpoint(run, home)
     gguf = bundle.Gguf(made.file)
     shape = bundle.Shape.of(gguf)
-    bundle.compare(made, tmp_path / "out" / "infer.gguf", gguf, shape)
-    made.layers[f"model.layers.2.{module}"][part][1, 2] += 0.01
+    bundle.compare(made, "infer", tmp_path / "out" / "infer.gguf", gguf, shape)
+    made.layers["infer"][f"model.layers.2.{module}"][part][1, 2] += 0.01
     with pytest.raises(ModelError, match=r"blk\.2\..* does not read back"):
-        bundle.compare(made, tmp_path / "out" / "infer.gguf", gguf, shape)
+        bundle.compare(made, "infer", tmp_path / "out" / "infer.gguf", gguf, shape)
 
 
 def test_a_run_that_is_not_at_its_end_is_exported_with_a_word_about_it(

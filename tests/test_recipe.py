@@ -43,7 +43,7 @@ def test_what_is_left_out_has_its_default_and_what_is_given_its_place(tmp_path: 
         ("seed = 1", "name is missing"),
         ("name = '../up'", "name must be letters"),
         ("name = ''", "name must be letters"),
-        ("name = 'a'\nmethod = 'magic'", "only method"),
+        ("name = 'a'\nmethod = 'magic'", 'method and role must be "warm_start" of "infer" or "joint" of "both"'),
         ("name = 'a'\nname = 'b'", "not TOML"),
         ("name = ", "not TOML"),
     ],

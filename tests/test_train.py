@@ -97,7 +97,8 @@ def alike(one: Path, other: Path) -> bool:
     moments = ("exp_avg", "exp_avg_sq", "step")
     states = [[s[k] for s in x["optimizer"]["state"].values() for k in moments] for x in (a, b)]
     same = all(torch.equal(p, q) for p, q in zip(*states, strict=True))
-    return same and a["step"] == b["step"] and all(np.array_equal(a["lora"][n], b["lora"][n]) for n in a["lora"])
+    lora = [x["adapters"]["infer"] for x in (a, b)]
+    return same and a["step"] == b["step"] and all(np.array_equal(lora[0][n], lora[1][n]) for n in lora[0] | lora[1])
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
@@ -156,7 +157,7 @@ def test_it_learns_and_only_the_adapter_all_of_it(made: Path) -> None:
     trainer = train.open_run(recipes.read(path), path, config.load())
     fresh, fixed = lora_state(trainer.model), [p for p in trainer.model.parameters() if not p.requires_grad]
     before = [p.clone() for p in fixed]
-    learnt = train.read_checkpoint(made / "whole" / train.CHECKPOINT)["lora"]
+    learnt = train.read_checkpoint(made / "whole" / train.CHECKPOINT)["adapters"]["infer"]
     assert len(fresh) == 2 * 7 * 4 and all(not np.array_equal(fresh[n], learnt[n]) for n in fresh)
     trainer.train_step(next(iter(trainer.batches(trainer.step + 1, 0))))
     assert len(fixed) > 30 and all(torch.equal(a, b) for a, b in zip(before, fixed, strict=True))
@@ -225,7 +226,8 @@ def test_ctrl_c_is_one_line_and_the_last_checkpoint_is_whole(place: Path, popi: 
     assert (code, said, err.splitlines()[-1]) == (130, "", "popi: interrupted")
     step = train.read_checkpoint(out / train.CHECKPOINT)["step"]
     assert step >= 3 and step % 3 == 0
-    assert sorted(p.name for p in out.iterdir()) == sorted([train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN])
+    kept = {train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN}
+    assert {p.name for p in out.iterdir()} in (kept, kept | {train.BEST})
 
 
 def test_check_says_what_would_be_trained_on_without_torch(
@@ -345,7 +347,9 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     said, err = running.communicate()
     refused((running.returncode, said, err), "cannot write the checkpoint of step 6 to", "File too large")
     assert (out / train.CHECKPOINT).read_bytes() == before
-    assert sorted(p.name for p in out.iterdir()) == sorted([train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN])
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [train.BEST, train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN]
+    )
     assert go_on(place / "recipe.toml", out).step == STEPS
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
 
@@ -396,7 +400,7 @@ def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: P
 def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:
     trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
     with torch.no_grad():
-        next(iter(trainer.parameters()))[0, 0] = float("nan")
+        trainer.roles.parameters("infer")[0][0, 0] = float("nan")
     with pytest.raises(PopiError, match="step 0: the loss is not a number"):
         train.run(trainer, place / "nan", until=3, minutes=None, tell=lambda *_: None)
     assert not (place / "nan" / train.CHECKPOINT).exists()

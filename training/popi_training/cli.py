@@ -23,24 +23,27 @@ class Meter:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._bar: click._termui_impl.ProgressBar[int] | None = None
+        self._bar: click._termui_impl.ProgressBar[str] | None = None
         self._done, self._began, self._told = 0, 0.0, 0.0
 
-    def __call__(self, stage: str, work: int, whole: int) -> None:
+    def __call__(self, stage: str, work: int, whole: int, figures: str = "") -> None:
         now = time.monotonic()
         if stage != self._stage:
             self.close()
             self._stage, self._done, self._began, self._told = stage, 0, now, now
             if sys.stderr.isatty():
-                self._bar = click.progressbar(length=whole, label=stage, file=sys.stderr, show_eta=True)
+                self._bar = click.progressbar(
+                    length=whole, label=stage, file=sys.stderr, show_eta=True, item_show_func=lambda shown: shown or ""
+                )
                 self._bar.render_progress()
         self._done += work
         if self._bar is not None:
-            self._bar.update(work)
+            self._bar.update(work, figures)
         elif self._done >= whole or now - self._told >= self.EVERY:
             self._told = now
             left = (now - self._began) / self._done * (whole - self._done)
-            click.echo(f"{stage}: {self._done / whole:.0%}, {left / 60:.0f} min left", err=True)
+            shown = f" ({figures})" if figures else ""
+            click.echo(f"{stage}: {self._done / whole:.0%}, {left / 60:.0f} min left{shown}", err=True)
 
     def close(self) -> None:
         if self._bar is not None:

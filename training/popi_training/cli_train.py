@@ -10,7 +10,7 @@ import importlib.util
 import json
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +104,17 @@ def _train(
     app.emit(result, lambda: _end_text(result))
 
 
-def _telling(meter: Meter, stage: str) -> Callable[[int, int, float], None]:
+TOLD = ("loss", "reward", "accuracy", "kl", "length", "leak", "contrast")
+"""The figures of a step that its progress shows."""
+
+
+def _telling(meter: Meter, stage: str) -> Callable[[int, int, Mapping[str, Any]], None]:
     """The trainer's progress on a meter that counts only the steps of this call, as their time is measured."""
     whole: list[int] = []
 
-    def tell(step: int, last: int, loss: float) -> None:
+    def tell(step: int, last: int, line: Mapping[str, Any]) -> None:
         whole.append(last - step + 1)
-        meter(stage, 1, whole[0])
+        meter(stage, 1, whole[0], ", ".join(f"{key} {line[key]:.3g}" for key in TOLD if key in line))
 
     return tell
 
@@ -152,7 +156,9 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
 
     data = warm.load(recipe, where)
     base = _base(app, recipe)
-    start = warm.read_start(recipe, where, base) if base is not None else None
+    roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
+    starts = {r: warm.read_start(recipe, where, base, r) for r in roles} if base is not None else {}
+    named = {"infer": recipe.lora.start, "generate": recipe.lora.start_generate}
     kinds = {k: v for k, v in recipe.users.kinds.items() if v}
     return {
         "name": recipe.name,
@@ -167,6 +173,7 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
         "steps": recipe.train.steps,
         "batch": recipe.train.batch,
         "users": recipe.train.steps * recipe.train.batch,
+        "joint": _joint(recipe) if recipe.method == "joint" else None,
         "tokens": _tokens(recipe, data, base) if base is not None else None,
         "held_out": {
             "dimensions": sorted(data.splits.dimensions),
@@ -177,12 +184,20 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
             "phrasings": _phrasings(data.heldout, data.heldout.dimensions)
             + _phrasings(data.corpus, [d for d in data.corpus.dimensions if d in data.splits.dimensions]),
         },
-        "start": recipe.lora.start and (start.sha256 if start is not None else UNKNOWN),
+        "start": {r: s.sha256 if (s := starts.get(r)) else UNKNOWN for r in roles if named[r]},
         "licences": {
             "corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN,
             "base": BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN,
         },
     }
+
+
+def _joint(recipe: Recipe) -> dict[str, Any]:
+    """The schedule, and how much a whole run draws, scores and learns from."""
+    j, t = recipe.joint, recipe.train
+    sampled = t.steps * t.batch * (1 if j.schedule == "sft" else j.group)
+    moves = {"frozen": 0.0, "alternating": 0.5, "sequential": 0.5}.get(j.schedule, 1.0)
+    return {"schedule": j.schedule, "summaries": sampled, "dpo_pairs": round(sampled * moves * j.dpo_pairs)}
 
 
 def _phrasings(corpus: Any, dimensions: Any) -> int:
@@ -206,12 +221,17 @@ def _base(app: App, recipe: Recipe) -> Path | None:
 
 
 def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
-    """Tokens of packed users (each shared token once): mean and most over some steps, and of a whole run."""
-    from popi_training import warm
+    """Tokens of packed users (each shared token once), or of the signals alone for the joint method: mean and most over
+    some steps, and of a whole run."""
+    from popi_training import targets, warm
 
     reader, t = warm.Reader.of(path), recipe.train
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
-    sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
+    if recipe.method == "joint":
+        people = [p for step in sampled for p in targets.batch(recipe, data, step)]
+        sizes = [len(reader.prompt(p.signals)) for p in people]
+    else:
+        sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
     mean = sum(sizes) / len(sizes)
     whole = round(mean * t.steps * t.batch)
     return {"a_user": round(mean), "longest": max(sizes), "sampled_users": len(sizes), "run": whole}
@@ -227,9 +247,13 @@ def _check_text(c: dict[str, Any]) -> str:
         f"             {c['prompts']} prompts, {c['pairs']} pairs, {c['phrasings']} phrasings "
         f"(corpus: {c['licences']['corpus']})",
         f"             signals: {', '.join(c['kinds'])}",
-        *([f"starts from  the adapter {c['start'][:12]}"] if c["start"] else []),
+        *(f"starts from  the {role} adapter {found[:12]}" for role, found in c["start"].items()),
         f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
     ]  # fmt: skip
+    if joint := c["joint"]:
+        lines.append(
+            f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator"
+        )
     if tokens:
         lines.append(
             f"tokens       {tokens['a_user']:,} a user, about {tokens['run']:,} in all; longest {tokens['longest']:,} "

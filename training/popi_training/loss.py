@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,29 @@ import torch
 from popi_training.pack import Ints, Packed, Sample, pack
 
 
-def token_logprobs(model: Any, packs: Sequence[Packed]) -> list[torch.Tensor]:
-    """log p of every completion token of every packed sequence, masked to what the closed vocabulary allowed there and
-    renormalised; a tensor [tokens] each. The sequences go through the model together, the shorter ones padded; on
-    another device than the processor up to the last layer in bfloat16.
+@dataclass(frozen=True)
+class Scored:
+    """Logits at the places that predict completions: ``logits`` [places, vocabulary]; for every completion token its
+    place (``back``), its id (``label``) and which row of ``masks`` [rows, vocabulary] says what was allowed (``row``);
+    ``tokens`` of each packed sequence."""
 
-    (DESIGN, closed vocabulary: wherever log π_φ stands it is this distribution.)
-    """
+    logits: torch.Tensor
+    back: torch.Tensor
+    label: torch.Tensor
+    row: torch.Tensor
+    masks: torch.Tensor
+    tokens: list[int]
+
+    def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
+        """log p [tokens] over what was allowed, at a temperature."""
+        logits = self.logits / temperature
+        chosen = logits[self.back, self.label]
+        return chosen - logits[self.back].masked_fill(~self.masks[self.row], -torch.inf).logsumexp(1)
+
+
+def scored(model: Any, packs: Sequence[Packed]) -> Scored:
+    """Run packed sequences through the model together, the shorter ones padded; on another device than the processor
+    up to the last layer in bfloat16."""
     device, longest = next(model.parameters()).device, max(len(p.ids) for p in packs)
     ids = torch.zeros((len(packs), longest), dtype=torch.long)
     positions = torch.zeros_like(ids)
@@ -40,10 +57,18 @@ def token_logprobs(model: Any, packs: Sequence[Packed]) -> list[torch.Tensor]:
     nodes, back = (torch.from_numpy(a).to(device) for a in np.unique(at, return_inverse=True))
     logits = model.get_output_embeddings()(last.flatten(0, 1)[nodes].float())
     label = torch.from_numpy(np.concatenate([p.label for p in packs])).to(device)
-    chosen = logits[back, label]
-    which, allowed = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
-    bars = logits[back].masked_fill(~allowed.to(device)[which.to(device)], -torch.inf).logsumexp(1)
-    return list((chosen - bars).split([sum(p.sizes) for p in packs]))
+    row, masks = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
+    return Scored(logits, back, label, row.to(device), masks.to(device), [sum(p.sizes) for p in packs])
+
+
+def token_logprobs(model: Any, packs: Sequence[Packed], temperature: float = 1.0) -> list[torch.Tensor]:
+    """log p of every completion token of every packed sequence, masked to what the closed vocabulary allowed there and
+    renormalised; a tensor [tokens] each.
+
+    (DESIGN, closed vocabulary: wherever log π_φ stands it is this distribution, at the rollout's temperature.)
+    """
+    found = scored(model, packs)
+    return list(found.logprobs(temperature).split(found.tokens))
 
 
 def _allowed(sets: Sequence[Ints | None], size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,16 +118,20 @@ def supervised(model: Any, packs: Sequence[Packed]) -> list[tuple[torch.Tensor, 
 
 
 def pair_logprobs(
-    model: Any, contexts: Sequence[Sequence[int]], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    together: int = 1,
 ) -> torch.Tensor:
     """log π of the chosen and the rejected reply behind each context, [n, 2] (nats, sums over tokens).
 
     ``contexts[i]``: the prompt's ids with the summary in it; ``pairs[i]``: the two replies' ids, end token included. A
-    context and what its replies have in common go through the model once.
+    context and what its replies have in common go through the model once; so does what ``together`` neighbouring
+    contexts have in common.
     """
-    packs = [
-        pack([Sample(tuple(context), tuple(reply)) for reply in pair])
-        for context, pair in zip(contexts, pairs, strict=True)
+    samples = [
+        [Sample(tuple(context), tuple(reply)) for reply in pair] for context, pair in zip(contexts, pairs, strict=True)
     ]
+    packs = [pack([s for pair in samples[i : i + together] for s in pair]) for i in range(0, len(samples), together)]
     each = zip(packs, token_logprobs(model, packs), strict=True)
-    return torch.stack([torch.stack([part.sum() for part in p.split(packed.sizes)]) for packed, p in each])
+    return torch.stack([part.sum() for packed, p in each for part in p.split(packed.sizes)]).view(-1, 2)

@@ -101,7 +101,7 @@ def main() -> None:
             made = replace(made, data=replace(made.data, corpus=str(Path(made.data.corpus).resolve())))
         made = replace(made, lora=replace(made.lora, start=""))  # the checkpoint holds the whole adapter
         trainer = train.open_run(made, path, settings)
-        base.load_lora(trainer.model, train.read_checkpoint(options.run / train.CHECKPOINT)["lora"])
+        base.load_lora(trainer.model, train.read_checkpoint(options.run / train.CHECKPOINT)["adapters"]["infer"])
         todo = cases(trainer, options.users)
         torchs = by_torch(trainer, todo)
         result = {"users": len(todo), "torch": compared(torchs, torchs)}

@@ -36,12 +36,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Lora:
-    """Rank and alpha of the adapters (LoRA, arXiv 2106.09685). ``start``: an adapter (GGUF) to go on from, relative to
-    the recipe, of the same rank and alpha (empty: a fresh one)."""
+    """Rank and alpha of the adapters (LoRA, arXiv 2106.09685). ``start``: an adapter (GGUF) of ``infer`` to go on from,
+    relative to the recipe, of the same rank and alpha (empty: a fresh one); ``start_generate``: one of ``generate``."""
 
     rank: int = 8
     alpha: float = 16.0
     start: str = ""
+    start_generate: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Schedule:
     the phrasings that the generator follows best are preferred (0: not at all); ``options``: only so many of a pole,
     the best followed, are taught (0: all). ``contrast``: weight of telling a
     user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: the
-    share of couples who are opposite in everything, with the same signals the other way round.
+    share of couples who are opposite in everything, with the same signals the other way round. ``patience``: stop
+    after so many looks at the development users without a lower loss (0: never).
     """
 
     steps: int = 100
@@ -74,11 +76,46 @@ class Schedule:
     checkpoint_every: int = 20
     dev_every: int = 60
     dev_users: int = 24
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The joint objective (``popi_training.joint``). ``schedule``: what moves when. ``group``: summaries drawn of a
+    user (G); ``pairs``: held-out pairs that reward each (K); ``dpo_pairs``: other pairs that θ learns from under each,
+    or, with ``shared_pairs``, the same. ``kl``: weight of the KL to the start; ``ratio``: PPO's clip. ``empty``: share
+    of summaries that θ learns without. ``budget``: tokens of a summary that cost nothing; ``length``: nats a token
+    more; ``truncation``: nats for one without an end; ``leak``: nats for a summary whose words all stand in verbatim
+    runs.
+    ``mask``: summaries are drawn under the closed vocabulary. ``shuffled_rewards``: each summary gets another's reward
+    (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's."""
+
+    schedule: str = "simultaneous"
+    group: int = 4
+    pairs: int = 2
+    dpo_pairs: int = 1
+    shared_pairs: bool = False
+    beta: float = 0.1
+    temperature: float = 1.0
+    kl: float = 0.05
+    ratio: float = 0.2
+    empty: float = 0.1
+    budget: int = 32
+    length: float = 0.05
+    truncation: float = 2.0
+    leak: float = 2.0
+    mask: bool = True
+    shuffled_rewards: bool = False
+    lr_generate: float = 1e-4
+
+
+SCHEDULES = ("sft", "frozen", "sequential", "alternating", "simultaneous")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run: what, on which base, from which data, how. ``method``: only ``warm_start`` (supervised) so far."""
+    """A run: what, on which base, from which data, how. ``method``: ``warm_start`` (supervised, of the role ``infer``)
+    or ``joint`` (both roles)."""
 
     name: str
     seed: int = 0
@@ -90,6 +127,7 @@ class Recipe:
     lora: Lora = field(default_factory=Lora)
     users: Mix = field(default_factory=Mix)
     train: Schedule = field(default_factory=Schedule)
+    joint: Joint = field(default_factory=Joint)
     text: str = ""
 
 
@@ -144,7 +182,7 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _check(r: Recipe, where: str) -> None:
-    t, u = r.train, r.users
+    t, u, j = r.train, r.users, r.joint
     limits: list[tuple[str, float, float, float]] = [
         ("train.steps", t.steps, 1, MAX_STEPS), ("train.batch", t.batch, 1, 1024), ("train.lr", t.lr, 1e-9, 1),
         ("train.warmup", t.warmup, 0, t.steps), ("train.decay", t.decay, 0, 1), ("train.clip", t.clip, 1e-6, 1e6),
@@ -154,8 +192,13 @@ def _check(r: Recipe, where: str) -> None:
         ("train.mirrored", t.mirrored, 0, 1), ("train.scale", t.scale, 1e-3, 1e3),
         ("train.easy", t.easy, 0, MAX_STEPS), ("train.threads", t.threads, 1, 256),
         ("train.checkpoint_every", t.checkpoint_every, 1, MAX_STEPS), ("train.dev_every", t.dev_every, 1, MAX_STEPS),
-        ("train.dev_users", t.dev_users, 0, 10_000), ("lora.rank", r.lora.rank, 1, 256),
-        ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
+        ("train.dev_users", t.dev_users, 0, 10_000), ("train.patience", t.patience, 0, MAX_STEPS),
+        ("joint.group", j.group, 2, 256), ("joint.pairs", j.pairs, 1, 64), ("joint.dpo_pairs", j.dpo_pairs, 1, 64),
+        ("joint.beta", j.beta, 1e-4, 10), ("joint.temperature", j.temperature, 0.05, 10), ("joint.kl", j.kl, 0, 100),
+        ("joint.ratio", j.ratio, 1e-3, 10), ("joint.empty", j.empty, 0, 1), ("joint.budget", j.budget, 1, 4096),
+        ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
+        ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1), ("lora.rank", r.lora.rank, 1,
+        256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
         ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
         *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
         *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
@@ -173,5 +216,12 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: users.change and users.cancel sum to more than 1")
     if not r.name or not all(c.isalnum() or c in "-_." for c in r.name) or r.name.startswith("."):
         raise ConfigError(f"{where}: name must be letters, digits, - _ and ., not {r.name!r:.40}")
-    if r.method != "warm_start" or r.role != "infer":
-        raise ConfigError(f"{where}: only method = \"warm_start\" of role = \"infer\" can be trained so far")
+    if (r.method, r.role) not in (("warm_start", "infer"), ("joint", "both")):
+        raise ConfigError(
+            f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
+            f"not {r.method!r:.40} of {r.role!r:.40}"
+        )
+    if j.schedule not in SCHEDULES:
+        raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
+    if r.method == "joint" and u.silent:
+        raise ConfigError(f"{where}: users.silent must be 0 for method \"joint\": who wants nothing rewards nothing")

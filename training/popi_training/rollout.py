@@ -1,4 +1,8 @@
-"""Summaries drawn from the inference model under the closed vocabulary: signals read once, the cache forked G ways.
+"""Summaries drawn from the inference model under the closed vocabulary: signals read once, G ways on from there.
+
+All of a step stands in one cache, each person's signals once, and the tokens of one step of all summaries go through
+the model as one sequence under a mask: no prompt is padded to the longest, and no cache is copied G times.
+
 
 The distribution is the one that the objective means by π_φ: masked to what the closed vocabulary allows, renormalised,
 at the rollout's temperature (DESIGN, closed vocabulary).
@@ -10,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import DynamicCache
 
 from popi_training.pack import Ints, Sample
 from popi_training.warm import Reader
@@ -40,8 +46,10 @@ def rollout(
     group: int,
     temperature: float,
     generator: torch.Generator | None = None,
+    mask: bool = True,
 ) -> list[list[Draw]]:
-    """``group`` summaries of each prompt, [prompts][group]; temperature 0 takes the likeliest token.
+    """``group`` summaries of each prompt, [prompts][group]; temperature 0 takes the likeliest token. Without ``mask``
+    every id is allowed everywhere.
 
     ``generator``: a CPU generator, so that the same seed draws the same on any device that gives the same logits.
     Raises ValueError for no prompts or a group below 1.
@@ -49,52 +57,57 @@ def rollout(
     if not prompts or group < 1:
         raise ValueError("a rollout needs prompts and a group of at least one")
     device, limit = next(model.parameters()).device, reader.limits["summary_tokens"]
-    rows, eos, ends = len(prompts) * group, reader.tokenizer.eos, set(reader.tokenizer.eos_ids)
-    ids, seen = _left_padded(prompts, eos)
-    seen = seen.to(device)
-    positions = (seen.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids.to(device), attention_mask=seen, position_ids=positions, use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(group, 0)
-    cache.batch_repeat_interleave(group)
-    seen, last = seen.repeat_interleave(group, 0), positions[:, -1:].repeat_interleave(group, 0)
-    states = [reader.vocabulary.start()] * rows
+    rows, ends = len(prompts) * group, set(reader.tokenizer.eos_ids)
+    cache, logits, sees, places = _prefilled(model, prompts, group)
+    states, every = [reader.vocabulary.start()] * rows, np.arange(logits.shape[-1])
     drawn: list[tuple[list[int], list[Ints], list[float]]] = [([], [], []) for _ in range(rows)]
-    done = [False] * rows
+    done, alive = [False] * rows, list(range(rows))
     for step in range(limit):
-        scores, chosen = logits.float().cpu(), [eos] * rows
-        chances = torch.rand(rows, generator=generator).tolist()
-        for row in (r for r in range(rows) if not done[r]):
-            allowed = reader.allowed(states[row], limit - step)
-            place, logprob = _pick(scores[row, torch.from_numpy(allowed)], temperature, chances[row])
-            token = chosen[row] = int(allowed[place])
+        scores, chances = logits.float().cpu(), torch.rand(rows, generator=generator).tolist()
+        for k, row in enumerate(alive):
+            allowed = reader.allowed(states[row], limit - step) if mask else every
+            place, logprob = _pick(scores[k, torch.from_numpy(allowed)], temperature, chances[row])
+            token = int(allowed[place])
             for column, value in zip(drawn[row], (token, allowed, logprob), strict=True):
                 column.append(value)  # type: ignore[arg-type]
             done[row] = token in ends
-            if not done[row]:
+            if mask and not done[row]:
                 states[row] = reader.vocabulary.advance(states[row], token)
-        if all(done) or step + 1 == limit:
+        alive = [row for row in alive if not done[row]]
+        if not alive or step + 1 == limit:
             break
-        seen, last = torch.cat([seen, seen.new_ones(rows, 1)], 1), last + 1
-        out = model(
-            input_ids=torch.tensor(chosen, device=device)[:, None], attention_mask=seen, position_ids=last,
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
-        cache, logits = out.past_key_values, out.logits[:, -1]
+        own = torch.tensor(alive)[None, :] == torch.arange(rows)[:, None]
+        sees = torch.cat([sees, own], 1)  # each new token is seen by its own row alone
+        bars = torch.zeros((len(alive), sees.shape[1])).masked_fill(~sees[alive], torch.finfo(torch.float32).min)
+        logits = model(
+            input_ids=torch.tensor([[drawn[row][0][-1] for row in alive]], device=device),
+            position_ids=torch.tensor([[places[row] + step for row in alive]], device=device),
+            attention_mask=bars[None, None].to(device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
     made = [Draw(tuple(i), tuple(a), tuple(p), end) for (i, a, p), end in zip(drawn, done, strict=True)]
     return [made[k : k + group] for k in range(0, rows, group)]
 
 
-def _left_padded(prompts: Sequence[tuple[int, ...]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, which of them are a prompt's), both [prompts, longest]: every prompt ends in the last column."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), filler)
-    seen = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        seen[row, longest - len(prompt) :] = 1
-    return ids, seen
+def _prefilled(
+    model: Any, prompts: Sequence[tuple[int, ...]], group: int
+) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, list[int]]:
+    """All prompts in one cache, one behind the other, each read by itself; the logits behind each, for each of its rows
+    [rows, vocabulary]; which cached token each row sees [rows, cached]; and each row's next position."""
+    device = next(model.parameters()).device
+    read = [
+        model(input_ids=torch.tensor([p], device=device), use_cache=True, logits_to_keep=1,
+        past_key_values=DynamicCache()) for p in prompts
+    ]
+    layers = zip(*(out.past_key_values.to_legacy_cache() for out in read), strict=True)
+    cache = DynamicCache.from_legacy_cache(
+        tuple((torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers)
+    )
+    whose = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
+    rows = torch.arange(len(prompts)).repeat_interleave(group)
+    logits = torch.cat([out.logits[:, -1] for out in read]).repeat_interleave(group, 0)
+    return cache, logits, rows[:, None] == whose[None, :], [len(p) for p in prompts for _ in range(group)]
 
 
 def _pick(logits: torch.Tensor, temperature: float, chance: float) -> tuple[int, float]:

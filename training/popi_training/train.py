@@ -1,14 +1,15 @@
-"""The supervised warm start (DESIGN, the objective: where φ starts): a loop that stops anywhere and goes on exactly.
+"""The loop of every method: it stops anywhere and goes on exactly.
 
 Everything of a step follows from the recipe and the step's number, so a run that was killed goes on from its last
 checkpoint with the same numbers, bit for bit on one machine's CPU. A run's folder: ``recipe.toml``, ``metrics.jsonl``
-(a line a step), ``checkpoint.pt`` (adapter, optimizer, step; written whole or not at all), ``run.json`` (what it was
-made from).
+(a line a step), ``checkpoint.pt`` (adapters, optimizer, step; written whole or not at all), ``best.pt`` (the same, of
+the lowest loss on the development users), ``run.json`` (what it was made from).
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -16,8 +17,8 @@ import os
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,116 +28,94 @@ from torch.utils.data import DataLoader, Dataset
 from popi_edge import prompts
 from popi_edge.config import Settings
 from popi_edge.engines.adapter import Adapter
-from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
 from popi_edge.files import whole_file
-from popi_edge.models.bases import file_sha256, locate
-from popi_edge.models.gguf import Gguf
 from popi_edge.vocabulary import Lexicon
-from popi_training import base, warm
-from popi_training.loss import contrast, supervised
-from popi_training.pack import Packed
+from popi_training import warm
 from popi_training.recipe import Recipe
+from popi_training.roles import Roles
 
-METRICS, CHECKPOINT, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "run.json", "recipe.toml"
-COMPARED = ("step", "loss", "contrast", "lr", "grad_norm", "tokens")
-"""Fields of a metrics line that a replay must repeat bit for bit; seconds are not among them."""
-Tell = Callable[[int, int, float], None]
+METRICS, CHECKPOINT, BEST, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "best.pt", "run.json", "recipe.toml"
+UNCOMPARED = ("seconds",)
+"""Fields of a metrics line that a replay need not repeat bit for bit."""
+Tell = Callable[[int, int, Mapping[str, Any]], None]
+"""Step, last step, the step's line of metrics."""
 
 
-@dataclass
-class Trainer:
-    """A run at a step: model with adapter, optimizer, data; ``couples`` are the development users, once made."""
+class Trainer(ABC):
+    """A run at a step. What is trained, on what and how is a subclass's: ``warm_start``, ``joint``."""
 
-    recipe: Recipe
-    data: warm.Set
-    reader: warm.Reader
-    model: Any
-    optimizer: torch.optim.Optimizer
-    made_from: dict[str, str]
-    device: str = "cpu"
-    step: int = 0
-    couples: list[list[Packed]] = field(default_factory=list)
+    def __init__(
+        self, recipe: Recipe, reader: warm.Reader, roles: Roles, groups: list[dict[str, Any]],
+        made_from: dict[str, str], device: str,
+    ) -> None:  # fmt: skip
+        """``groups``: the optimizer's, each with a ``role`` and the ``base_lr`` of its schedule."""
+        self.recipe, self.reader, self.roles, self.made_from, self.device = recipe, reader, roles, made_from, device
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, weight_decay=0.0)
+        self.step = 0
+        self.best: tuple[float, int] = (math.inf, 0)
+        """The lowest loss on the development users, and the step it was seen at."""
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps."""
-        t = self.recipe.train
-        up = min(1.0, (step + 1) / max(1, t.warmup))
-        down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
-        return t.lr * up * down
+    @abstractmethod
+    def maker(self) -> Callable[[int], Any]:
+        """What makes the examples of a step from its number; it may run in another process."""
 
-    def batches(self, until: int, workers: int) -> Iterable[list[Packed] | PopiError]:
-        """The packed users of every step from this one to ``until``, made ahead by ``workers`` processes (0: none)."""
-        steps, workers = _Steps(self.recipe, self.data, self.reader), min(workers, os.cpu_count() or 1)
+    def batches(self, until: int, workers: int) -> Iterable[Any]:
+        """The examples of every step from this one to ``until``, or the PopiError that making them raised; made ahead
+        by ``workers`` processes (0: none)."""
+        steps, workers = _Steps(self.maker()), min(workers, os.cpu_count() or 1)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=_as_it_is,
             prefetch_factor=4 if workers else None, worker_init_fn=_leave_interrupts,
         )  # fmt: skip
 
-    def each(self, packs: list[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """``loss.supervised`` of each; on the CPU one by one, which needs less memory and is no slower."""
-        if self.device == "cpu":
-            return [supervised(self.model, [p])[0] for p in packs]
-        return supervised(self.model, packs)
+    @abstractmethod
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        """One step; returns its line of metrics, ``step`` and ``loss`` among them."""
 
-    def train_step(self, examples: list[Packed]) -> dict[str, Any]:
-        """One step over the packed users of its batch; returns its line of metrics."""
-        t = self.recipe.train
-        lr = self.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        both = self.each(examples)
-        loss = torch.stack([each for each, _ in both]).mean()
-        apart = contrast([means for _, means in both], [p.of for p in examples], t.scale)
-        (loss + t.contrast * apart).backward()
-        total, told = loss.item(), apart.item()
-        tokens = sum(len(packed.ids) for packed in examples)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), t.clip))
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
-        self.optimizer.step()
-        self.step += 1
-        return {
-            "step": self.step, "loss": total, "contrast": told, "lr": lr, "grad_norm": norm, "tokens": tokens,
-        }  # fmt: skip
-
-    def parameters(self) -> list[Any]:
-        """The adapter's parameters, in the model's order."""
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    @torch.no_grad()
+    @abstractmethod
     def develop(self) -> dict[str, Any]:
-        """On development couples: the loss; how often a user's summary is likelier, per token, than the opposite one
-        (``dev_choice``); how often each is likelier behind its own signals than behind the other's, taken together
-        (``dev_contrast``: how likely a wording is in itself cancels out)."""
-        losses, right, apart = [], [], []
-        if not self.couples:
-            count = range(self.recipe.train.dev_users)
-            self.couples = [warm.dev_couple(self.recipe, self.data, self.reader, i) for i in count]
-        for couple in self.couples:
-            both = self.each(couple)
-            margins = [float(means[0] - means[1]) for _, means in both]
-            losses += [loss.item() for loss, _ in both]
-            right += [m > 0 for m in margins]
-            apart.append(sum(margins) > 0)
-        if not losses:
-            return {}
-        named = {"dev_loss": losses, "dev_choice": right, "dev_contrast": apart}
-        return {name: sum(values) / len(values) for name, values in named.items()}
+        """Figures on development users, by names that begin with ``dev_``; ``dev_loss`` is what patience looks at."""
 
-    def save(self, folder: Path) -> None:
+    def rate(self, step: int, lr: float) -> float:
+        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps."""
+        t = self.recipe.train
+        up = min(1.0, (step + 1) / max(1, t.warmup))
+        down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
+        return lr * up * down
+
+    def set_rates(self) -> None:
+        """This step's rate for every group of the optimizer."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.step, group["base_lr"])
+
+    def clipped(self, role: str, loss: float) -> float:
+        """Clip a role's gradient, and return what its norm was. Raises ModelError where it or the loss is no number."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.roles.parameters(role), self.recipe.train.clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
+        return norm
+
+    def over(self) -> bool:
+        """Whether the recipe's steps are done, or its patience."""
+        t = self.recipe.train
+        tired = bool(t.patience) and self.step - self.best[1] >= t.patience * t.dev_every
+        return self.step >= t.steps or tired
+
+    def save(self, folder: Path, name: str = CHECKPOINT) -> None:
         """Write the checkpoint whole. Raises StoreError (a full disk); the one before stays then."""
+        adapters = {r: {n: torch.from_numpy(a) for n, a in s.items()} for r, s in self.roles.state().items()}
         state = {
             "step": self.step,
             "made_from": self.made_from,
-            "lora": {n: torch.from_numpy(a) for n, a in base.lora_state(self.model).items()},
+            "adapters": adapters,
             "optimizer": self.optimizer.state_dict(),
+            "best": list(self.best),
         }
         made = io.BytesIO()  # torch turns a full disk into an error that does not say so
         torch.save(state, made)
         try:
-            with whole_file(folder / CHECKPOINT) as out:
+            with whole_file(folder / name) as out:
                 out.write(made.getbuffer())
         except OSError as e:
             raise StoreError(f"cannot write the checkpoint of step {self.step} to {folder}: {e.strerror}") from None
@@ -148,13 +127,14 @@ class Trainer:
         for key in sorted(self.made_from.keys() | state["made_from"]):
             if state["made_from"].get(key) != self.made_from.get(key):
                 raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
-        base.load_lora(self.model, state["lora"])
+        self.roles.load(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """``step``, ``made_from``, ``lora`` (arrays by name, as ``base.lora_state``) and ``optimizer`` of a checkpoint.
+    """``step``, ``made_from``, ``adapters`` (of each role the arrays by name), ``optimizer`` and ``best`` of a
+    checkpoint.
 
     Raises ModelError for a file that is missing or damaged anywhere.
     """
@@ -163,9 +143,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if bad := file.testzip():
                 raise ModelError(f"{path}: damaged: {bad}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        lora = {str(n): v.numpy() for n, v in state["lora"].items()}
+        adapters = {str(r): {str(n): v.numpy() for n, v in s.items()} for r, s in state["adapters"].items()}
         made_from = {str(k): str(v) for k, v in state["made_from"].items()}
-        return {"step": int(state["step"]), "made_from": made_from, "lora": lora, "optimizer": state["optimizer"]}
+        loss, at = state["best"]
+        return {
+            "step": int(state["step"]), "made_from": made_from, "adapters": adapters, "optimizer": state["optimizer"],
+            "best": (float(loss), int(at)),
+        }  # fmt: skip
     except ModelError:
         raise
     except OSError as e:
@@ -174,15 +158,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not a checkpoint: {type(e).__name__}") from None
 
 
-class _Steps(Dataset[list[Packed] | PopiError]):
-    """Step → its packed users, or what is wrong with them: torch would wrap an error of a worker in its traceback."""
+class _Steps(Dataset[Any]):
+    """Step → its examples, or what is wrong with them: torch would wrap an error of a worker in its traceback."""
 
-    def __init__(self, recipe: Recipe, data: warm.Set, reader: warm.Reader) -> None:
-        self.recipe, self.data, self.reader = recipe, data, reader
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
 
-    def __getitem__(self, step: int) -> list[Packed] | PopiError:
+    def __getitem__(self, step: int) -> Any:
         try:
-            return [p for _, p in warm.batch(self.recipe, self.data, self.reader, step)]
+            return self.make(step)
         except PopiError as e:
             return e
 
@@ -196,8 +180,8 @@ def _leave_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _next(batches: Iterator[list[Packed] | PopiError]) -> list[Packed]:
-    """The next step's users. Raises what was wrong with them, EngineError where a worker is gone."""
+def _next(batches: Iterator[Any]) -> Any:
+    """The next step's examples. Raises what was wrong with them, EngineError where a worker is gone."""
     try:
         made = next(batches)
     except RuntimeError as e:
@@ -214,29 +198,19 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
     """
     if device != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"there is no device {device} here")
-    data = warm.load(recipe, where)
-    gguf = locate(recipe.base.name, settings.models)
-    digest = file_sha256(gguf)
-    warm.refuse_base(recipe, gguf.name, digest)
     torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(device == "cpu")
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
-    reader = warm.Reader.of(gguf)
-    adapter = warm.read_start(recipe, where, gguf)
-    model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed).to(device)
-    if adapter is not None:
-        base.start_lora(model, adapter, Shape.of(Gguf(gguf)))
-    made = made_from(recipe, data, digest, adapter, device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, weight_decay=0.0)
-    return Trainer(recipe, data, reader, model, optimizer, made, device)
+    method = importlib.import_module("popi_training.joint" if recipe.method == "joint" else "popi_training.warm_start")
+    trainer: Trainer = method.open_run(recipe, where, settings, device)
+    return trainer
 
 
 def made_from(
-    recipe: Recipe, data: warm.Set, base_sha256: str, start: Adapter | None, device: str
+    recipe: Recipe, data: warm.Set, base_sha256: str, starts: Mapping[str, Adapter | None], device: str
 ) -> dict[str, str]:
-    """Hashes of all that a run depends on, and the device where it is not the CPU."""
+    """Hashes of all that a run depends on, and the device where it is not the CPU. ``starts``: name → adapter."""
     texts = [*warm.all_texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
@@ -244,7 +218,7 @@ def made_from(
         "corpus": _hash(texts),
         "prompt contract": _hash(contract),
         "base": base_sha256,
-        **({"start": start.sha256} if start is not None else {}),
+        **{name: start.sha256 for name, start in starts.items() if start is not None},
         **({"device": device} if device != "cpu" else {}),
     }
 
@@ -260,8 +234,9 @@ def _hash(value: Any) -> str:
 
 def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell, workers: int = 0) -> bool:
     """Train up to step ``until``, or for so many minutes, then save; ``workers`` processes make the batches ahead.
-    Returns whether the recipe's end was reached."""
+    Returns whether the recipe's end was reached, or that of its patience."""
     t, began = trainer.recipe.train, time.monotonic()
+    until = min(until, t.steps)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
@@ -272,17 +247,20 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
         with whole_file(folder / RUN) as out:
             out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
         saved = trainer.step
-        batches = iter(trainer.batches(min(until, t.steps), workers))
+        batches = iter(trainer.batches(until, workers))
         with (folder / METRICS).open("a", encoding="utf-8") as log:
-            while trainer.step < min(until, t.steps):
+            while trainer.step < until and not trainer.over():
                 started = time.monotonic()
                 line = trainer.train_step(_next(batches))
                 line["seconds"] = round(time.monotonic() - started, 2)
                 if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
                     line |= trainer.develop()
+                    if line.get("dev_loss", math.inf) < trainer.best[0]:
+                        trainer.best = (line["dev_loss"], trainer.step)
+                        trainer.save(folder, BEST)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-                tell(trainer.step, min(until, t.steps), line["loss"])
+                tell(trainer.step, until, line)
                 late = minutes is not None and time.monotonic() - began >= 60 * minutes
                 if trainer.step % t.checkpoint_every == 0 or late:
                     trainer.save(folder)
@@ -295,7 +273,7 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
         raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
     except torch.OutOfMemoryError:
         raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
-    return trainer.step >= t.steps
+    return trainer.over()
 
 
 def _keep(path: Path, step: int) -> None:
@@ -332,6 +310,7 @@ def differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> lis
         if other is None:
             out.append(f"step {m['step']} is not there to compare with")
             continue
-        unlike = [k for k in COMPARED if m.get(k) != other.get(k)]
+        keys = [k for k in m if k not in UNCOMPARED and not k.startswith("dev_")]
+        unlike = [k for k in keys if m[k] != other.get(k)]
         out += [f"step {m['step']}: {k} {m.get(k)!r} against {other.get(k)!r}" for k in unlike]
     return out

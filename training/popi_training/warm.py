@@ -74,17 +74,19 @@ def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:
         raise ModelError(f"{name} has SHA-256 {sha256[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
 
 
-def read_start(recipe: Recipe, where: Path, base: Path) -> Adapter | None:
-    """The adapter that a recipe starts from, if any; ``base``: the base's GGUF. Raises ConfigError for another rank or
+def read_start(recipe: Recipe, where: Path, base: Path, role: str = "infer") -> Adapter | None:
+    """The adapter that a role starts from, if any; ``base``: the base's GGUF. Raises ConfigError for another rank or
     scale than the recipe's, ModelError for a file that is no adapter of this base."""
-    if not recipe.lora.start:
+    lora, key = recipe.lora, "start" if role == "infer" else f"start_{role}"
+    named = getattr(lora, key)
+    if not named:
         return None
-    adapter, lora = read_adapter((where.parent / recipe.lora.start).resolve(), Gguf(base)), recipe.lora
+    adapter = read_adapter((where.parent / named).resolve(), Gguf(base))
     rank = next(iter(adapter.layers.values()))[0].shape[0]
     alpha = adapter.scale * rank
     if rank != lora.rank or not math.isclose(alpha, lora.alpha, rel_tol=1e-6):
         raise ConfigError(
-            f"{where}: lora.start has rank {rank} and alpha {alpha:g}, the recipe {lora.rank} and {lora.alpha:g}"
+            f"{where}: lora.{key} has rank {rank} and alpha {alpha:g}, the recipe {lora.rank} and {lora.alpha:g}"
         )
     return adapter
 
@@ -212,9 +214,8 @@ def name_of(recipe: Recipe, index: int) -> str:
     return f"{recipe.seed}:train:{index}"
 
 
-def batch(recipe: Recipe, data: Set, reader: Reader, step: int) -> list[tuple[User, Packed]]:
-    """The users of a step, each packed with summaries of their own behind their signals (some after half of them) and,
-    where there is a contrast, with one summary of each of the others."""
+def users_of(recipe: Recipe, data: Set, step: int) -> list[User]:
+    """The users of a step, most of them in couples."""
     t, users = recipe.train, list[User]()
     mix = replace(recipe.users, **EASY) if step < t.easy else recipe.users
     while len(users) < t.batch:
@@ -223,8 +224,15 @@ def batch(recipe: Recipe, data: Set, reader: Reader, step: int) -> list[tuple[Us
             users += couple(name, data.train, mix, data.splits)
         else:
             users.append(draw(name, data.train, mix, allows=data.splits.allows))
+    return users
+
+
+def batch(recipe: Recipe, data: Set, reader: Reader, step: int) -> list[tuple[User, Packed]]:
+    """The users of a step, each packed with summaries of their own behind their signals (some after half of them) and,
+    where there is a contrast, with one summary of each of the others."""
+    users = users_of(recipe, data, step)
     own = [_own(recipe, data, reader, user, i) for i, user in enumerate(users)]
-    return [(user, pack(_with_others(own, i) if t.contrast else own[i])) for i, user in enumerate(users)]
+    return [(user, pack(_with_others(own, i) if recipe.train.contrast else own[i])) for i, user in enumerate(users)]
 
 
 def couple(name: str, material: Material, mix: Mix, split: splits.Splits) -> list[User]:

@@ -1,0 +1,235 @@
+"""The joint step against plain computations: its gradients, who moves under which schedule, and going on exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from popi_edge import config, prompts
+from popi_training import recipe as recipes
+from popi_training import targets, train, warm
+from popi_training.base import lora_parameters
+from popi_training.joint import Joint
+from popi_training.people import Target, leaks
+from tests import tiny_training as small
+from tests.test_train import edited as edit
+from tests.test_train import figures
+
+TABLE = """
+[joint]
+schedule = "{schedule}"
+group = 3
+pairs = 1
+dpo_pairs = 1
+beta = 0.5
+kl = 0.5
+empty = 0.3
+budget = 4
+lr_generate = 0.01
+"""
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and a joint recipe on the tiny base."""
+    made = tmp_path_factory.mktemp("joint")
+    small.corpus(made / "corpus")
+    path = small.recipe(made, tiny[0], steps=STEPS, every=2)
+    edit(path, 'name = "small"', 'name = "small"\nmethod = "joint"\nrole = "both"')
+    edit(path, "mirrored = 0.5", "mirrored = 1.0")
+    path.write_text(path.read_text() + TABLE.format(schedule="simultaneous"))
+    return made
+
+
+def opened(folder: Path, schedule: str = "simultaneous", *changes: tuple[str, str]) -> Joint:
+    """A trainer of the recipe, with adapters that are not zero, so that both matter."""
+    path = folder / "changed.toml"
+    path.write_text((folder / "recipe.toml").read_text().replace("simultaneous", schedule))
+    for old, new in changes:
+        edit(path, old, new)
+    trainer = train.open_run(recipes.read(path), path, config.load())
+    assert isinstance(trainer, Joint)
+    return trainer
+
+
+def shaken(trainer: Joint) -> Joint:
+    """The same with adapters drawn at random, and begun from there."""
+    rng = np.random.default_rng(5)
+    state = trainer.roles.state()
+    trainer.roles.load({r: {n: rng.normal(0, 0.1, a.shape).astype(np.float32) for n, a in s.items()}
+                        for r, s in state.items()})  # fmt: skip
+    return trainer
+
+
+def arrays(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [
+        ("simultaneous", "both", "both"), ("frozen", "infer", "infer"), ("alternating", "infer", "generate"),
+        ("sequential", "infer", "generate"), ("sft", "both", "both"),
+    ],
+)  # fmt: skip
+def test_a_schedule_moves_its_roles_and_nothing_else(folder: Path, schedule: str, first: str, last: str) -> None:
+    trainer = opened(folder, schedule)
+    for step, moved in ((0, first), (STEPS - 1, last)):
+        trainer = shaken(opened(folder, schedule))
+        trainer.step = step
+        before = arrays(trainer.roles.model)  # type: ignore[attr-defined]
+        trainer.train_step(trainer.make(step))
+        changed = {n for n, p in arrays(trainer.roles.model).items() if not torch.equal(p, before[n])}  # type: ignore[attr-defined]
+        want = ("infer", "generate") if moved == "both" else (moved,)
+        assert changed == {n for n in before for role in want if f".lora_A.{role}." in n or f".lora_B.{role}." in n}
+
+
+def plain(trainer: Joint, role: str, context: list[int], reply: list[int]) -> torch.Tensor:
+    """log p of every reply token, one sequence, no packing: [tokens, vocabulary]."""
+    with trainer.roles.playing(role) as model:
+        logits = model(torch.tensor([[*context, *reply]])).logits[0]
+    return torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+
+
+def ratio(trainer: Joint, role: str, z: str, t: Target) -> torch.Tensor:
+    tokenizer = trainer.reader.tokenizer
+    context = prompts.generate_ids(tokenizer, t.prompt, summary=z or None)
+    both = [prompts.reply_ids(tokenizer, r) for r in (t.chosen, t.rejected)]
+    up, down = (plain(trainer, role, context, r)[range(len(r)), r].sum() for r in both)
+    return up - down
+
+
+def gradients(trainer: Joint, role: str) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in trainer.roles.parameters(role)]
+
+
+def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries(folder: Path) -> None:
+    trainer = shaken(opened(folder))
+    groups = trainer.draw(trainer.make(0))
+    line = trainer.move_generate(groups)
+    got = gradients(trainer, "generate")
+    assert all(p.grad is None for p in trainer.roles.parameters("infer"))
+    dice = random.Random(f"empty:{trainer.recipe.seed}:0")
+    asked = [("" if dice.random() < 0.3 else z, t) for g in groups for z in g.texts for t in g.person.targets[1:2]]
+    assert len({z == "" for z, _ in asked}) == 2
+    trainer.optimizer.zero_grad()
+    margins = [ratio(trainer, "generate", z, t) - ratio(trainer, "reference", "", t).detach() for z, t in asked]
+    loss = torch.stack([torch.log1p(torch.exp(-0.5 * m)) for m in margins]).mean()
+    loss.backward()
+    assert line["dpo_loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    for a, b in zip(got, gradients(trainer, "generate"), strict=True):
+        assert b.abs().max() > 0 and (a - b).abs().max() < 2e-3 * b.abs().max()
+
+
+def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path) -> None:
+    """Written out again: one sequence a summary, the mask by hand, the advantage as a difference of means."""
+    trainer = shaken(opened(folder))
+    groups = trainer.draw(trainer.make(0))
+    line = trainer.move_infer(groups)
+    got = gradients(trainer, "infer")
+    assert all(p.grad is None for p in trainer.roles.parameters("generate"))
+    trainer.optimizer.zero_grad()
+    total, kls = torch.zeros(()), []
+    for g in groups:
+        t = g.person.targets[0]
+        worth = []
+        for z, d in zip(g.texts, g.draws, strict=True):
+            m = float(ratio(trainer, "generate", z, t).detach() - ratio(trainer, "reference", "", t).detach())
+            cost = 0.05 * max(0, len(d.ids) - 4) + 2.0 * (not d.finished) + 2.0 * leaks(z, g.person.signals)
+            worth.append(-np.log1p(np.exp(-0.5 * m)) / 0.5 - cost)
+        for k, d in enumerate(g.draws):
+            bars = torch.full((len(d.ids), trainer.roles.model.config.vocab_size), -torch.inf)  # type: ignore[attr-defined]
+            for i, allowed in enumerate(d.allowed):
+                bars[i, allowed] = 0.0
+            now = torch.log_softmax(plain(trainer, "infer", list(g.prompt), list(d.ids)) + bars, -1)
+            with torch.no_grad():
+                was = torch.log_softmax(plain(trainer, "start", list(g.prompt), list(d.ids)) + bars, -1)
+            kl = sum((now[i, a].exp() * (now[i, a] - was[i, a])).sum() for i, a in enumerate(d.allowed))
+            advantage = worth[k] - np.mean([w for i, w in enumerate(worth) if i != k])
+            total = total + (0.5 * kl - advantage * now[range(len(d.ids)), d.ids].sum()) / (3 * len(groups))
+            kls.append(float(torch.as_tensor(kl).detach()))
+    total.backward()
+    assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-3) and line["kl"] > 1e-4
+    for a, b in zip(got, gradients(trainer, "infer"), strict=True):
+        assert b.abs().max() > 0 and (a - b).abs().max() < 5e-3 * b.abs().max()
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+def test_a_run_that_was_stopped_anywhere_goes_on_with_the_same_numbers(
+    folder: Path, schedule: str, tmp_path: Path
+) -> None:
+    def go_on(out: Path, until: int) -> None:
+        train.run(opened(folder, schedule), out, until=until, minutes=None, tell=lambda *_: None)
+
+    go_on(tmp_path / "whole", STEPS)
+    at = random.randrange(1, STEPS)
+    go_on(tmp_path / "cut", at)
+    go_on(tmp_path / "cut", STEPS)
+    assert figures(tmp_path / "cut") == figures(tmp_path / "whole"), at
+    a, b = (train.read_checkpoint(tmp_path / f / train.CHECKPOINT)["adapters"] for f in ("whole", "cut"))
+    assert all(np.array_equal(a[r][n], b[r][n]) for r in a for n in a[r])
+    last = figures(tmp_path / "whole")[-1]
+    assert {"dev_loss", "dev_accuracy", "dev_contrast", "dev_tokens", "dev_distinct"} <= set(last)
+
+
+def test_patience_ends_a_run_and_the_best_checkpoint_stays(folder: Path, tmp_path: Path) -> None:
+    trainer = opened(folder, "simultaneous", ("dev_every = 4", "dev_every = 1\npatience = 2"))
+    looks = iter([1.0, 0.5, 0.7, 0.6, 0.1, 0.1])
+    trainer.develop = lambda: {"dev_loss": next(looks)}  # type: ignore[method-assign]
+    assert train.run(trainer, tmp_path / "run", until=STEPS, minutes=None, tell=lambda *_: None)
+    assert train.read_checkpoint(tmp_path / "run" / train.CHECKPOINT)["step"] == 4
+    assert train.read_checkpoint(tmp_path / "run" / train.BEST)["step"] == 2
+
+
+def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder: Path) -> None:
+    recipe = recipes.read(folder / "recipe.toml")
+    data = warm.load(recipe, folder / "recipe.toml")
+    replies = {p.replies[k]: (p.dimension, k) for p in data.corpus.pairs for k in p.replies}
+    for step in range(8):
+        one, other, *_ = targets.batch(recipe, data, step)
+        assert [(t.prompt, t.chosen, t.rejected) for t in one.targets] == [
+            (t.prompt, t.rejected, t.chosen) for t in other.targets
+        ]
+        assert len(one.targets) == len({t.prompt for t in one.targets}) == 2
+        for t in one.targets:
+            assert t.prompt not in {text for s in one.signals for text in s.texts()}
+            assert replies[t.chosen][0] == replies[t.rejected][0] and t.prompt != data.corpus.prompts["form-3"]
+    dev = targets.dev_couple(recipe, data, 0)
+    assert {t.prompt for p in dev for t in p.targets} == {data.corpus.prompts["form-3"]}
+
+
+def test_shuffled_rewards_are_the_same_rewards_of_others(folder: Path) -> None:
+    trainer = opened(folder, "frozen", ("[joint]", "[joint]\nshuffled_rewards = true"))
+    earned = [{"worth": torch.tensor([float(3 * i + k) for k in range(3)])} for i in range(3)]
+    mixed = [e["worth"] for e in trainer._shuffled(earned)]
+    assert sorted(torch.cat(mixed).tolist()) == list(range(9)) and torch.cat(mixed).tolist() != list(range(9))
+
+
+def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -> None:
+    trainer = opened(folder)
+    roles: Any = trainer.roles
+    shaken(trainer)
+    roles.begin("infer")
+    roles.begin("generate")
+    kept = {n: p.clone() for n, p in lora_parameters(roles.model, "start").items()}
+    target = trainer.make(0)[0].targets[0]
+    before = [float(trainer.ratios(r, [("", target)]).detach()) for r in ("generate", "reference")]
+    trainer.train_step(trainer.make(0))
+    after = [float(trainer.ratios(r, [("", target)]).detach()) for r in ("generate", "reference")]
+    assert before[0] == before[1] == after[1] != after[0]
+    assert all(torch.equal(p, kept[n]) for n, p in lora_parameters(roles.model, "start").items())

@@ -1,0 +1,313 @@
+"""The joint method: summaries are drawn, rewarded by what they do for the generator, and both roles move.
+
+A step, for every person of its batch: draw G summaries of their signals (``rollout``); score each on K held-out pairs
+under the generator as it is; move φ by the policy gradient of the rewards less the costs, with a KL to its start; move
+θ by DPO on other pairs of the same person under the same summaries. Which of the two moves is the schedule's:
+
+    simultaneous   both, every step
+    alternating    φ and θ in turn
+    sequential     φ over the first half of the steps against θ as it began, then θ (as the authors released it)
+    frozen         φ alone
+    sft            no reward: φ learns the oracle's words, θ learns under them
+
+Departures from the paper (arXiv 2510.17881), which is sequential: DESIGN, the objective. What a step draws follows from
+the recipe and the step's number alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popi_edge import prompts
+from popi_edge.config import Settings
+from popi_edge.engines.onnx_graph import Shape
+from popi_edge.models.bases import file_sha256, locate
+from popi_edge.models.gguf import Gguf
+from popi_edge.summarize import spoken
+from popi_training import base, objective, targets, warm
+from popi_training.loss import pair_logprobs, scored, supervised
+from popi_training.pack import pack
+from popi_training.people import Person, Target, leaks
+from popi_training.recipe import Recipe
+from popi_training.roles import Adapters, Roles
+from popi_training.rollout import Draw, rollout
+from popi_training.train import Trainer, made_from
+
+TOGETHER = 4
+"""Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
+Asked = tuple[str, Target]
+"""A summary (empty: none) and a pair that is scored under it."""
+
+
+@dataclass
+class Group:
+    """A person's prompt of signals, the summaries drawn of it, and what is said of each ("" where nothing is)."""
+
+    person: Person
+    prompt: tuple[int, ...]
+    draws: list[Draw]
+    texts: list[str]
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """The advantage of each, once scored."""
+
+
+class Joint(Trainer):
+    """A run of both roles."""
+
+    def __init__(
+        self, recipe: Recipe, reader: warm.Reader, roles: Roles, make: Callable[[int], list[Person]],
+        dev: Callable[[int], list[Person]], made: dict[str, str], device: str = "cpu",
+    ) -> None:  # fmt: skip
+        """``make``: step → its people; ``dev``: index → a couple of development people."""
+        rates = {"infer": recipe.train.lr, "generate": recipe.joint.lr_generate}
+        groups = [{"params": roles.parameters(r), "base_lr": lr, "role": r} for r, lr in rates.items()]
+        super().__init__(recipe, reader, roles, groups, made, device)
+        self.make, self.dev = make, dev
+        self.couples: list[list[Person]] = []
+        self._references: dict[Target, float] = {}
+
+    def maker(self) -> Callable[[int], list[Person]]:
+        return self.make
+
+    def moving(self, step: int) -> tuple[str, ...]:
+        """The roles that move at a step (from 0)."""
+        match self.recipe.joint.schedule:
+            case "frozen":
+                return ("infer",)
+            case "alternating":
+                return ("infer",) if step % 2 == 0 else ("generate",)
+            case "sequential":
+                return ("infer",) if step < self.recipe.train.steps // 2 else ("generate",)
+        return ("infer", "generate")
+
+    def train_step(self, batch: list[Person]) -> dict[str, Any]:
+        """One step over its people; returns its line of metrics."""
+        j, moving = self.recipe.joint, self.moving(self.step)
+        self.set_rates()
+        self.optimizer.zero_grad(set_to_none=True)
+        line: dict[str, Any] = {"step": self.step + 1}
+        if j.schedule == "sft":
+            groups = [self._told(person) for person in batch]
+        else:
+            groups = self.draw(batch)
+            line |= _lengths(groups)
+        if "infer" in moving:
+            line |= self.move_infer(groups)
+        if "generate" in moving:
+            line |= self.move_generate(groups)
+        for role in moving:
+            line[f"grad_norm_{role}"] = self.clipped(role, line["loss"])
+        self.optimizer.step()
+        self.step += 1
+        return line | {"lr": self.rate(self.step - 1, self.recipe.train.lr)}
+
+    # drawing ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def draw(self, people: Sequence[Person]) -> list[Group]:
+        """G summaries of everybody, by a generator that the seed and the step alone determine."""
+        j = self.recipe.joint
+        dice = torch.Generator().manual_seed(random.Random(f"draw:{self.recipe.seed}:{self.step}").getrandbits(62))
+        asked = [self.reader.prompt(person.signals) for person in people]
+        with self.roles.playing("infer") as model:
+            drawn = rollout(
+                model, self.reader, asked, group=j.group, temperature=j.temperature, generator=dice, mask=j.mask
+            )
+        return [
+            Group(person, prompt, draws, [self.said(d) for d in draws])
+            for person, prompt, draws in zip(people, asked, drawn, strict=True)
+        ]
+
+    def said(self, draw: Draw) -> str:
+        """What the generator is given of a draw, as the device would give it."""
+        return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
+
+    def _told(self, person: Person) -> Group:
+        ids, allowed = self.reader.completion(person.oracle or str(prompts.spec()["silence"]))
+        draw = Draw(ids, allowed, (0.0,) * len(ids), True)
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
+
+    # scoring ------------------------------------------------------------------------------------------------
+    def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:
+        """log π(y⁺|x,z) − log π(y⁻|x,z) of everything asked, [n] (nats)."""
+        tokenizer = self.reader.tokenizer
+        contexts = [prompts.generate_ids(tokenizer, t.prompt, summary=z or None) for z, t in asked]
+        pairs = [
+            (prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in asked
+        ]
+        with self.roles.playing(role) as model:
+            found = [
+                pair_logprobs(model, contexts[i : i + TOGETHER], pairs[i : i + TOGETHER], TOGETHER)
+                for i in range(0, len(asked), TOGETHER)
+            ]
+        both = torch.cat(found)
+        return both[:, 0] - both[:, 1]
+
+    @torch.no_grad()
+    def references(self, wanted: Sequence[Target]) -> Tensor:
+        """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); each is computed once in a run, one reply always
+        before the other, so that a run that goes on gets the same numbers to the last bit."""
+        for t in dict.fromkeys(wanted):
+            if t not in self._references:
+                one, other = sorted((t.chosen, t.rejected))
+                value = float(self.ratios("reference", [("", Target(t.prompt, one, other))])[0])
+                self._references[Target(t.prompt, one, other)] = value
+                self._references[Target(t.prompt, other, one)] = -value
+        return torch.tensor([self._references[t] for t in wanted], device=self.device)
+
+    def margins(self, asked: Sequence[Asked]) -> Tensor:
+        """m_θ(z) of everything asked, [n] (nats)."""
+        return self.ratios("generate", asked) - self.references([t for _, t in asked])
+
+    @torch.no_grad()
+    def reward(self, group: Group) -> dict[str, Tensor]:
+        """What a group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the reward
+        less the costs."""
+        j, pairs = self.recipe.joint, group.person.targets[: self.recipe.joint.pairs]
+        found = self.margins([(z, t) for z in group.texts for t in pairs]).view(len(group.texts), len(pairs))
+        leak = found.new_tensor([leaks(z, group.person.signals) for z in group.texts])
+        cost = objective.costs(
+            torch.tensor([len(d.ids) for d in group.draws], device=found.device),
+            torch.tensor([d.finished for d in group.draws], device=found.device),
+            leak, budget=j.budget, length=j.length, truncation=j.truncation, leaking=j.leak,
+        )  # fmt: skip
+        earned = objective.reward(found, j.beta)
+        right = torch.where(found == 0, 0.5, (found > 0).float()).mean(1)
+        return {"reward": earned, "accuracy": right, "leak": leak, "worth": earned - cost}
+
+    # moving -------------------------------------------------------------------------------------------------
+    def move_infer(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Gradients of φ, a person at a time, and the figures of its step."""
+        if self.recipe.joint.schedule == "sft":
+            return self._imitate(groups)
+        earned = [self.reward(group) for group in groups]
+        for group, e in zip(groups, self._shuffled(earned), strict=True):
+            group.weights = objective.advantages(e["worth"])
+        apart = [self._policy(group, len(groups)) for group in groups]
+        means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
+        return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(apart)}
+
+    def _policy(self, group: Group, people: int) -> float:
+        """Backward of a person's share of the policy loss and the KL; the mean KL a summary (nats)."""
+        j, packed = self.recipe.joint, pack([d.sample(group.prompt) for d in group.draws])
+        with torch.no_grad(), self.roles.playing("start") as model:
+            before = scored(model, [packed])
+        with self.roles.playing("infer") as model:
+            now = scored(model, [packed])
+            logits, were = now.logits[now.back] / j.temperature, before.logits[before.back] / j.temperature
+            apart = objective.kl(logits, were, now.masks[now.row])
+            table = _padded(now.logprobs(j.temperature).split(packed.sizes))
+            mask = _padded([torch.ones(n, dtype=torch.bool, device=self.device) for n in packed.sizes])
+            drawn = _padded([table.new_tensor(d.logprobs) for d in group.draws])
+            policy = objective.policy_loss(table, drawn, mask, group.weights, clip=j.ratio)
+            kl = apart.sum() / len(group.draws)
+            ((policy + j.kl * kl) / people).backward()  # type: ignore[no-untyped-call]
+        return float(kl.detach())
+
+    def _imitate(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Gradients of φ towards what was told."""
+        total = 0.0
+        for group in groups:
+            with self.roles.playing("infer") as model:
+                loss, _ = supervised(model, [pack([d.sample(group.prompt) for d in group.draws])])[0]
+                (loss / len(groups)).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) / len(groups)
+        return {"loss": total}
+
+    def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Gradients of θ: DPO under the groups' summaries, some of them left empty; chunk by chunk."""
+        j, dice = self.recipe.joint, random.Random(f"empty:{self.recipe.seed}:{self.step}")
+        asked: list[Asked] = []
+        for group in groups:
+            mine = group.person.targets
+            mine = mine[: j.dpo_pairs] if j.shared_pairs else mine[j.pairs : j.pairs + j.dpo_pairs]
+            asked += [("" if dice.random() < j.empty else z, t) for z in group.texts for t in mine]
+        total, right = 0.0, 0.0
+        for i in range(0, len(asked), TOGETHER):
+            some = asked[i : i + TOGETHER]
+            reference = self.references([t for _, t in some])
+            with self.roles.playing("generate"):
+                found = self.ratios("generate", some) - reference
+                loss = objective.dpo_loss(found, j.beta) * len(some) / len(asked)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            right += float((found > 0).sum()) / len(asked)
+        line = {"dpo_loss": total, "dpo_accuracy": right}
+        return line if "infer" in self.moving(self.step) else line | {"loss": total}
+
+    def _shuffled(self, earned: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The same, or, for the control, everybody's worths in another order."""
+        if not self.recipe.joint.shuffled_rewards:
+            return earned
+        order = torch.Generator().manual_seed(random.Random(f"mix:{self.recipe.seed}:{self.step}").getrandbits(62))
+        flat = torch.stack([e["worth"] for e in earned])
+        mixed = flat.flatten()[torch.randperm(flat.numel(), generator=order).to(flat.device)].view_as(flat)
+        return [e | {"worth": w} for e, w in zip(earned, mixed, strict=True)]
+
+    # looking ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def develop(self) -> dict[str, Any]:
+        """On development couples, with the likeliest summaries: loss, accuracy, contrast (own summary against that of
+        the opposite on the same pair), length in tokens, share of summaries that differ."""
+        if not self.couples:
+            self.couples = [self.dev(i) for i in range(self.recipe.train.dev_users)]
+        losses, right, beats, tokens, said = list[float](), list[float](), list[float](), list[int](), list[str]()
+        for couple in self.couples:
+            with self.roles.playing("infer") as model:
+                asked = [self.reader.prompt(p.signals) for p in couple]
+                drawn = [d for (d,) in rollout(model, self.reader, asked, group=1, temperature=0.0)]
+            texts = [self.said(d) for d in drawn]
+            tokens += [len(d.ids) for d in drawn]
+            said += texts
+            for i, person in enumerate(couple):
+                pairs = person.targets[: self.recipe.joint.pairs]
+                if not pairs:
+                    continue
+                found = self.margins([(z, t) for z in (texts[i], texts[1 - i]) for t in pairs]).view(2, -1)
+                losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
+                right += torch.where(found[0] == 0, 0.5, (found[0] > 0).float()).tolist()
+                beats += torch.where(found[0] == found[1], 0.5, (found[0] > found[1]).float()).tolist()
+        if not losses:
+            return {}
+        named = {"dev_loss": losses, "dev_accuracy": right, "dev_contrast": beats, "dev_tokens": tokens}
+        return {k: sum(v) / len(v) for k, v in named.items()} | {"dev_distinct": len(set(said)) / len(said)}
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _lengths(groups: Sequence[Group]) -> dict[str, Any]:
+    draws = [d for g in groups for d in g.draws]
+    return {
+        "length": sum(len(d.ids) for d in draws) / len(draws),
+        "truncated": sum(not d.finished for d in draws) / len(draws),
+        "distinct": len({z for g in groups for z in g.texts}) / len(draws),
+        "tokens": sum(len(g.prompt) for g in groups),
+    }
+
+
+def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Joint:
+    """Load data and both roles for a recipe read from ``where``. Raises ConfigError, ModelError."""
+    data = warm.load(recipe, where)
+    gguf = locate(recipe.base.name, settings.models)
+    digest = file_sha256(gguf)
+    warm.refuse_base(recipe, gguf.name, digest)
+    starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
+    roles = Adapters(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+    for role, start in starts.items():
+        if start is not None:
+            base.start_lora(roles.model, start, Shape.of(Gguf(gguf)), role)
+            roles.begin(role)
+    roles.model.to(device)
+    named = {"start" if role == "infer" else f"start_{role}": start for role, start in starts.items()}
+    made = made_from(recipe, data, digest, named, device)
+    make, dev = functools.partial(targets.batch, recipe, data), functools.partial(targets.dev_couple, recipe, data)
+    return Joint(recipe, warm.Reader.of(gguf), roles, make, dev, made, device)

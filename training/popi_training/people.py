@@ -1,0 +1,41 @@
+"""Whom the pair is trained on: a person's signals, and pairs of the same person that they have not judged yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from popi_edge.signals import Signal
+
+
+@dataclass(frozen=True)
+class Target:
+    """A held-out pair (x, y⁺, y⁻): the prompt, the reply that the person would choose, the other one."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Person:
+    """``signals`` in order of time; ``targets``: held-out pairs, of other prompts than the signals are about, each
+    prompt once; ``oracle``: what somebody who knows them would say, where that is known."""
+
+    id: str
+    signals: tuple[Signal, ...]
+    targets: tuple[Target, ...]
+    oracle: str = ""
+
+
+def leaks(text: str, signals: Sequence[Signal]) -> float:
+    """The share of a summary's words that stand in verbatim runs of its person's signals, as the device's guard finds
+    them (``popi_edge.guard.overlap``): 0 for none, 1 for all."""
+    from popi_edge.guard import spec
+    from popi_edge.guard.overlap import overlaps
+    from popi_edge.guard.patterns import words
+
+    own = words(text)
+    found = overlaps(text, [(s.id, t) for s in signals for t in s.texts()], spec())
+    caught = sum(any(f.start <= w.start and w.end <= f.end for f in found) for w in own)
+    return caught / len(own) if own else 0.0

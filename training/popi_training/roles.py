@@ -1,0 +1,132 @@
+"""Who plays which role: two adapters on one base, or two models; and each role as it was when the run began.
+
+Four roles: ``infer`` (π_φ) and ``generate`` (π_θ), which are trained, ``start`` (π_φ as it began: what the KL is taken
+against) and ``reference`` (π_θ as it began: DESIGN's π_ref).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from popi_edge.errors import ModelError
+from popi_training import base
+
+TRAINED = ("infer", "generate")
+BEGAN = {"start": "infer", "reference": "generate"}
+"""What each frozen role is a copy of."""
+States = dict[str, dict[str, np.ndarray]]
+
+
+class Roles(Protocol):
+    """What the trainer asks of its models."""
+
+    def playing(self, role: str) -> Any:
+        """A context in which the model it gives plays the role; one role at a time, and backward belongs inside."""
+
+    def parameters(self, role: str) -> list[Any]:
+        """What is trained of a role."""
+
+    def state(self) -> States:
+        """Role → its trained arrays."""
+
+    def load(self, states: States) -> None:
+        """Put them back. Raises ModelError where names or shapes differ."""
+
+
+class One:
+    """``infer`` alone, the only adapter of its base: for the warm start."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @contextmanager
+    def playing(self, role: str) -> Iterator[Any]:
+        yield self.model
+
+    def parameters(self, role: str) -> list[Any]:
+        return list(base.lora_parameters(self.model).values())
+
+    def state(self) -> States:
+        return {"infer": base.lora_state(self.model)}
+
+    def load(self, states: States) -> None:
+        base.load_lora(self.model, states.get("infer", {}))
+
+
+class Adapters:
+    """Both roles as LoRA adapters of one base; what a role began with is an adapter too, or the base alone."""
+
+    def __init__(self, model: Any, rank: int, alpha: float, seed: int) -> None:
+        """Fresh adapters: B is zero, so that each role begins as the base."""
+        for k, role in enumerate(TRAINED):
+            model = base.with_lora(model, rank, alpha, seed + k, adapter=role)
+        self.model = model
+        self._rank, self._alpha, self._seed = rank, alpha, seed
+        self._began: dict[str, str | None] = dict.fromkeys(BEGAN)
+
+    def begin(self, role: str) -> None:
+        """Keep ``infer`` or ``generate`` as it is now: what ``start`` or ``reference`` plays."""
+        frozen = next(k for k, v in BEGAN.items() if v == role)
+        base.with_lora(self.model, self._rank, self._alpha, self._seed, adapter=frozen)
+        base.load_lora(self.model, base.lora_state(self.model, role), frozen)
+        self._began[frozen] = frozen
+
+    @contextmanager
+    def playing(self, role: str) -> Iterator[Any]:
+        adapter = self._began.get(role) if role in BEGAN else role
+        if adapter is None:
+            with self.model.disable_adapter():
+                yield self.model
+            return
+        self.model.set_adapter(adapter)
+        for name in TRAINED:  # setting one adapter freezes the others
+            for p in base.lora_parameters(self.model, name).values():
+                p.requires_grad_(True)
+        yield self.model
+
+    def parameters(self, role: str) -> list[Any]:
+        return list(base.lora_parameters(self.model, role).values())
+
+    def state(self) -> States:
+        return {role: base.lora_state(self.model, role) for role in TRAINED}
+
+    def load(self, states: States) -> None:
+        for role in TRAINED:
+            base.load_lora(self.model, states.get(role, {}), role)
+
+
+class Models:
+    """Each role a model of its own, trained whole."""
+
+    def __init__(self, infer: Any, generate: Any) -> None:
+        self._models = {"infer": infer, "generate": generate}
+        for frozen, role in BEGAN.items():
+            self._models[frozen] = copy.deepcopy(self._models[role]).requires_grad_(False)
+
+    @contextmanager
+    def playing(self, role: str) -> Iterator[Any]:
+        yield self._models[role]
+
+    def parameters(self, role: str) -> list[Any]:
+        return list(self._models[role].parameters())
+
+    def state(self) -> States:
+        return {
+            role: {n: p.detach().cpu().numpy().copy() for n, p in self._models[role].named_parameters()}
+            for role in TRAINED
+        }
+
+    def load(self, states: States) -> None:
+        for role in TRAINED:
+            named, state = dict(self._models[role].named_parameters()), states.get(role, {})
+            if set(named) != set(state) or any(named[n].shape != v.shape for n, v in state.items()):
+                raise ModelError(f"what was saved of {role} is for another model")
+            with torch.no_grad():
+                for name, value in state.items():
+                    named[name].copy_(torch.from_numpy(value))

@@ -1,0 +1,45 @@
+"""Our corpus as people: users made from it, each with held-out pairs of what they want."""
+
+from __future__ import annotations
+
+import random
+
+from popi_training import warm
+from popi_training.people import Person, Target
+from popi_training.recipe import Recipe
+from popi_training.users import Material, User
+
+
+def batch(recipe: Recipe, data: warm.Set, step: int) -> list[Person]:
+    """The people of a step: those of ``warm.users_of``, each with targets enough to reward and to learn from.
+
+    The two of a couple, who are opposite in everything, have the same targets the other way round, so that no reply is
+    better than the other whoever asks.
+    """
+    j = recipe.joint
+    count = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
+    return [_person(user, data.train, count, recipe.seed) for user in warm.users_of(recipe, data, step)]
+
+
+def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
+    """The index-th couple of development: signals of training pairs, targets of the prompts kept for development."""
+    users = warm.couple(f"joint-dev:{index}", data.train, recipe.users, data.splits)
+    return [_person(user, data.dev, recipe.joint.pairs, recipe.seed) for user in users]
+
+
+def _person(user: User, material: Material, count: int, seed: int) -> Person:
+    """A user with up to ``count`` targets about what they want, on prompts that their signals are not about."""
+    name = user.id.removesuffix(":0").removesuffix(":1")
+    rng = random.Random(f"targets:{seed}:{name}")
+    asked = {text for signal in user.signals for text in signal.texts()}
+    wanted = {want.dimension: want.pole for want in user.wants}
+    pairs = [p for d in sorted(wanted) for p in material.pairs.get(d, ())]
+    rng.shuffle(pairs)
+    targets: dict[str, Target] = {}
+    for pair in pairs:
+        prompt = material.corpus.prompts[pair.prompt]
+        if len(targets) < count and prompt not in asked and prompt not in targets:
+            pole = wanted[pair.dimension]
+            other = next(p for p in sorted(pair.replies) if p != pole)
+            targets[prompt] = Target(prompt, pair.replies[pole], pair.replies[other])
+    return Person(user.id, user.signals, tuple(targets.values()))
