@@ -1,0 +1,322 @@
+"""What a report is made from: a run's folder, its evaluations and listings of summaries, read and checked.
+
+Everything comes out in one shape with finite numbers, so that the page and the plots need not look again. Does not load
+torch, and does not ask whether a recipe could be trained: a run that is over is shown as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from popi_edge.errors import ConfigError
+
+METRICS, RUN, RECIPE, RESULT, LISTING, BEFORE = (
+    "metrics.jsonl", "run.json", "recipe.toml", "result.json", "summaries.jsonl", "before.jsonl",
+)  # fmt: skip
+VALUES = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens")
+LARGEST = 1e300
+"""What is not smaller cannot be drawn."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One field of the metrics: its finite values and their steps; ``odd``: the steps of values that are not."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    odd: list[int] = field(default_factory=list)
+
+    def add(self, step: int, value: float) -> None:
+        if abs(value) < LARGEST:  # neither NaN nor infinity nor a whole number that no float holds
+            self.steps.append(step)
+            self.values.append(value)
+        else:
+            self.odd.append(step)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """``lines`` read, the ``last`` step, ``series`` by field; ``cut``: the last line was not whole."""
+
+    lines: int
+    last: int
+    series: dict[str, Series]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """One condition or baseline of a table, as ``popi eval`` gave it; None where there was nothing to count."""
+
+    name: str
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    contrast: float | None
+    contrast_low: float | None
+    contrast_high: float | None
+    tokens: float | None
+    gap_accuracy: float | None
+    gap_contrast: float | None
+    baseline: bool
+
+    def point(self, metric: str) -> tuple[float, float] | None:
+        """(tokens, accuracy or contrast), where both are there."""
+        value = self.accuracy if metric == "accuracy" else self.contrast
+        return None if value is None or self.tokens is None else (self.tokens, value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines over the same pairs; ``part``: over some of the evaluation's."""
+
+    title: str
+    part: bool
+    pairs: int
+    prompts: int
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Condition ``a`` less condition ``b`` on the same pairs; ``clear``: the interval leaves zero out."""
+
+    a: str
+    b: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row's summary; ``margins``: m in nats under its own context and under the opposite's, by condition."""
+
+    row: str
+    persona: str
+    profile: bool
+    status: str
+    tokens: float | None
+    text: str
+    margins: dict[str, tuple[float, float]]
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        return self.row, self.persona, self.profile
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the oracle's own sentence does not choose right either."""
+        return "oracle_summary" in self.margins and self.margins["oracle_summary"][0] <= 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``tables``: all rows first; ``listing``: None where the folder has none."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    tables: list[Table]
+    tests: list[Difference]
+    listing: list[Listed] | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that a page is made from; None or empty: it is not there."""
+
+    folder: str
+    recipe: str | None
+    table: dict[str, Any]
+    made_from: dict[str, str] | None
+    metrics: Metrics | None
+    evaluations: list[Evaluation]
+    before: list[Listed] | None
+
+
+def read(run: Path, evaluations: Sequence[Path] = (), before: Path | None = None) -> Sources:
+    """What a run's folder holds; evaluations and the summaries before are looked for in it unless they are named.
+
+    Raises ConfigError: no run there, or a file that is missing, damaged or of another shape.
+    """
+    there = {name: run / name for name in (METRICS, RUN, RECIPE, BEFORE) if _there(run / name)}
+    if not {METRICS, RUN, RECIPE} & set(there):
+        raise ConfigError(f"{run} is not a run: there is no {METRICS}, {RUN} or {RECIPE}")
+    recipe = _text(there[RECIPE]) if RECIPE in there else None
+    try:
+        table = tomllib.loads(recipe or "")
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{run / RECIPE}: not TOML: {e}") from None
+    folders = list(evaluations) or sorted(p.parent for p in run.glob(f"eval/*/{RESULT}"))
+    before = before or there.get(BEFORE)
+    return Sources(
+        run.resolve().name,
+        recipe,
+        table,
+        _made_from(there[RUN]) if RUN in there else None,
+        read_metrics(there[METRICS]) if METRICS in there else None,
+        [read_evaluation(path, title) for path, title in _titled(folders)],
+        read_listing(before) if before else None,
+    )
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as e:
+        raise ConfigError(f"cannot look at {path}: {e.strerror}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{path}: not JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line; the value is None where the line is not JSON."""
+    try:
+        with path.open("rb") as file:
+            for n, blob in enumerate(file, 1):
+                try:
+                    yield n, json.loads(blob)
+                except (ValueError, RecursionError):
+                    yield n, None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+
+
+def _made_from(path: Path) -> dict[str, str]:
+    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in _object(path).items()}
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The metrics of a run, field by field; a last line that was cut off is left out. Raises ConfigError."""
+    series: dict[str, Series] = {}
+    lines = last = bad = 0
+    for n, value in _lines(path):
+        if bad:
+            raise ConfigError(f"{path}, line {bad}: not a line of metrics")
+        step = value.get("step") if isinstance(value, dict) else None
+        if type(step) is not int or not 0 <= step < 2**53:
+            bad = n
+            continue
+        lines, last = lines + 1, step
+        for name, v in value.items():
+            if name != "step" and isinstance(v, int | float) and not isinstance(v, bool):
+                series.setdefault(name, Series()).add(step, v)
+    return Metrics(lines, last, series, bool(bad))
+
+
+def _titled(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each folder once, with its name; with its parent's too where two have the same."""
+    once = list(dict.fromkeys(f.resolve() for f in folders))
+    names = Counter(f.name for f in once)
+    return [(f, f.name if names[f.name] == 1 else f"{f.parent.name}/{f.name}") for f in once]
+
+
+def read_evaluation(folder: Path, title: str) -> Evaluation:
+    """What ``popi eval --out`` wrote there, and ``summaries.jsonl`` beside it. Raises ConfigError."""
+    path = folder / RESULT
+    if not _there(path):
+        raise ConfigError(f"{folder} holds no evaluation: there is no {RESULT}")
+    result = _object(path)
+    try:
+        tables, tests, facts = _tables(result, "All rows"), [_test(t) for t in result.get("tests", [])], _facts(result)
+        if "profile" in result:
+            tables += _tables(result["profile"], "With the profile among the signals")
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise ConfigError(f"{path}: not a result of popi eval: {type(e).__name__} {e}") from None
+    listing = read_listing(folder / LISTING) if _there(folder / LISTING) else None
+    return Evaluation(title, facts, tables, tests, listing)
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is not a number")
+    return float(value)
+
+
+def _tables(result: Mapping[str, Any], title: str) -> list[Table]:
+    """The table of a result, of its pairs whose shorter reply is right, and of each persona."""
+    out = [_table(result, title, part=False)]
+    if "shorter" in result:
+        out.append(_table(result["shorter"], f"{title}: the shorter reply is the right one"))
+    return [*out, *(_table(t, f"{title}: {persona}") for persona, t in result.get("by_persona", {}).items())]
+
+
+def _table(table: Mapping[str, Any], title: str, *, part: bool = True) -> Table:
+    lines, gaps = [], table.get("gap_closed", {})
+    for kind, entries in (("condition", table["conditions"]), ("baseline", table.get("baselines", {}))):
+        for name, entry in entries.items():
+            gap = gaps.get(name, {})
+            values = {key: _number(entry[key]) for key in VALUES}
+            closed = {f"gap_{key}": _number(gap.get(key)) for key in ("accuracy", "contrast")}
+            lines.append(Line(name=name, baseline=kind == "baseline", **values, **closed))
+    return Table(title, part, int(_number(table["pairs"]) or 0), int(_number(table["prompts"]) or 0), lines)
+
+
+def _test(test: Mapping[str, Any]) -> Difference:
+    value, low, high = (_number(test[key]) for key in ("difference", "low", "high"))
+    return Difference(str(test["a"]), str(test["b"]), str(test["metric"]), value, low, high, test["clear"] is True)
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was evaluated, on what, and what its summaries were, as far as the result says it."""
+
+    def counts(name: str) -> str:
+        found = result.get(name)
+        kept = {k: v for k, v in found.items() if v} if isinstance(found, dict) else {}
+        return ", ".join(f"{v} {str(k).replace('_', ' ')}" for k, v in sorted(kept.items()))
+
+    said, different = result.get("summary_tokens"), result.get("distinct_summaries")
+    facts = {
+        "model": result.get("model"), "engine": result.get("engine"), "data": result.get("format"),
+        "rows": result.get("half"), "limit": result.get("limit"), "seed": result.get("seed"),
+        "users": result.get("users"), "left out": counts("dropped"), "summaries": counts("statuses"),
+        "different texts": different, "tokens a summary": said and f"{said:.1f}",
+    }  # fmt: skip
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def read_listing(path: Path) -> list[Listed]:
+    """What ``popi eval --summaries`` wrote. Raises ConfigError naming the line."""
+    out = []
+    for n, value in _lines(path):
+        try:
+            margins = {str(c): (_number(m[0]), _number(m[1])) for c, m in value.get("margins", {}).items()}
+            kept = {c: (a, b) for c, (a, b) in margins.items() if a is not None and b is not None}
+            texts = [value["row"], value.get("persona", ""), value["status"], value["text"]]
+            if not all(isinstance(t, str) for t in texts):
+                raise TypeError("row, persona, status and text must be texts")
+            row, persona, status, text = texts
+            listed = Listed(row, persona, value.get("profile") is True, status, _number(value["tokens"]), text, kept)
+        except (TypeError, KeyError, AttributeError, IndexError, ValueError):
+            raise ConfigError(f"{path}, line {n}: not a line of summaries") from None
+        out.append(listed)
+    return out
