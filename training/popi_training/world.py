@@ -1,0 +1,445 @@
+"""The controlled world of popi-micro: users whose taste is known, and the exact Bayes predictor of what they choose.
+
+    python -m popi_training.world [--users N] [--json]     how far the signals go, by test part and number of signals
+
+Replies show poles of eight attributes by marker words. A user's type θ gives each attribute a pole and a weight: one to
+three of them ±1 or ±2, the rest 0; how many is drawn evenly, then all types of so many are equally likely (and a part
+takes those that are its own, below).
+With s(reply) ∈ {−1, 0, 1}⁸ what a reply shows, d = (s(first) − s(second))/2 and u = 2 θ·d:
+
+    pair        2 or 3 attributes (evenly, any set), any poles in the first reply; in the second each is opposite with
+                probability OPPOSITE, else the same. Judged always where u ≠ 0, else with probability BOTHERS, or
+                another is drawn: P(pair|θ) = q(pair) · judged(u) / Σ q · judged
+    comparison  P(first is chosen|pair, θ) = σ(SHARPNESS · u)
+    rating      one reply, any 2 or 3 attributes and poles: judged and scored high (0.9, not 0.2) as if compared with
+                a reply that is opposite in all of them, d = s(reply)
+    statement   names one pole: a wanted one by its weight, or (SLIP) any of the 16: (1 − SLIP) |θ_a|/|θ|₁ + SLIP/16
+    target      a pair with u ≠ 0 (ties are none): P(pair|θ) = q(pair) [u ≠ 0]/Σ q [u ≠ 0]. Its chosen reply is that of
+                the higher utility, without noise, so that who knows θ scores 1; accuracy counts ties of a rule ½
+
+Kinds are drawn by SHARES. Prompts, frames, markers of a pole, order and length say nothing of θ.
+
+Fixed before any training: who trains (part ``train``) never wants two attributes of a pair in ``apart`` (6 of 28) and
+never sees the topics, frames and statements called held out nor, under prompt template j, marker (2a + j) mod 3 of
+either pole of attribute a. ``dev`` (to look at while developing) and ``users`` are other users, ``combinations`` are
+users who want such a pair, ``phrasings`` users whose signals and targets are made of the held-out wording alone. What
+is published is about the users named "0" to "1999" of the last three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popi_edge import prompts
+from popi_edge.errors import ConfigError
+from popi_edge.signals import Comparison, Rating, Signal, Statement
+from popi_training.evaluate.metrics import interval, wins
+from popi_training.people import Person, Target
+from popi_training.users import LONG_AGO, Want
+
+Type = tuple[int, ...]
+"""A user's θ, or what a reply shows: one whole number for each attribute, in order; positive is the first pole."""
+Asked = tuple[int, int]
+"""A prompt: its template and its topic, by number."""
+Values = NDArray[np.float64]
+WORLD: Mapping[str, Any] = json.loads(files("popi_training").joinpath("world.json").read_text("utf-8"))
+ATTRIBUTES: tuple[str, ...] = tuple(WORLD["attributes"])
+POLES = {a: tuple(p["summary"][0] for p in poles) for a, poles in WORLD["attributes"].items()}
+"""Attribute → its two poles, each called by its first summary word."""
+APART = tuple((ATTRIBUTES.index(a), ATTRIBUTES.index(b)) for a, b in WORLD["apart"])
+SEEDS = {"train": "train", "dev": "dev", **{p: f"test:{p}" for p in ("users", "combinations", "phrasings")}}
+"""Part → how its users' names begin; the whole name is the seed, so that no two parts share one."""
+MOST, WEIGHTS, SHOWN = 3, (1, 2), (2, 3)
+OPPOSITE, BOTHERS, SHARPNESS, SLIP = 0.8, 0.3, 0.6, 0.1
+SHARES = {"comparison": 0.8, "rating": 0.1, "statement": 0.1}
+SIGNALS, TARGETS = 8, 8
+WORTH = 0.01
+"""The accuracy that a summary may cost by being shorter, so that none names a pole for next to nothing."""
+RANKS = (6, 5, 4)
+"""How a summary is read: more of the wants decide, the earlier ones where they are as many."""
+
+
+def _signs(kind: str) -> dict[str, tuple[int, int]]:
+    return {
+        word: (a, 1 - 2 * side)
+        for a, poles in enumerate(WORLD["attributes"].values())
+        for side, pole in enumerate(poles)
+        for word in pole[kind]
+    }
+
+
+MARKERS, SAID = _signs("markers"), _signs("summary")
+"""Word → (attribute, +1 or −1): of replies, and of statements and summaries."""
+OTHER = {
+    word: other
+    for first, second in WORLD["attributes"].values()
+    for kind in ("summary", "markers")
+    for pair in zip(first[kind], second[kind], strict=True)
+    for word, other in (pair, pair[::-1])
+}
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def mirror(text: str) -> str:
+    """The text with every word that shows or names a pole replaced by one of the opposite pole; twice gives it back."""
+    return re.sub(r"[a-z]+", lambda m: OTHER.get(m.group(), m.group()), text)
+
+
+def shown(reply: str) -> Type:
+    """The poles that a reply's markers show. Raises ConfigError unless they are of 2 or 3 attributes, one each."""
+    found = [MARKERS[w] for w in words(reply) if w in MARKERS]
+    at = dict(found)
+    if len(at) not in SHOWN or len(at) != len(found):
+        raise ConfigError(f"not a reply of the world, 2 or 3 attributes with one marker each: {reply[:60]!r}")
+    return tuple(at.get(a, 0) for a in range(len(ATTRIBUTES)))
+
+
+def view(first: str, second: str) -> Type:
+    """d: +1 or −1 where two replies show opposite poles. Raises ConfigError where they show other attributes."""
+    one, two = shown(first), shown(second)
+    if any((a == 0) != (b == 0) for a, b in zip(one, two, strict=True)):
+        raise ConfigError(f"the two replies show different attributes: {first[:60]!r} and {second[:60]!r}")
+    return tuple((a - b) // 2 for a, b in zip(one, two, strict=True))
+
+
+def wants_of(theta: Type) -> tuple[Want, ...]:
+    """The wanted poles, the heaviest first, of equals in the order of the attributes."""
+    order = sorted((a for a, w in enumerate(theta) if w), key=lambda a: -abs(theta[a]))
+    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][theta[a] < 0]) for a in order)
+
+
+def say(wants: Sequence[Want], rng: random.Random | None = None) -> str:
+    """A summary that names up to three poles in order; the wording drawn, or the first one without ``rng``."""
+    if not wants:
+        return str(prompts.spec()["silence"])
+    options = [WORLD["attributes"][w.dimension][POLES[w.dimension].index(w.pole)]["summary"] for w in wants]
+    named = [rng.choice(o) if rng else o[0] for o in options]
+    listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    return str(rng.choice(WORLD["summaries"]) if rng else WORLD["summaries"][0]).format(listed)
+
+
+def read(summary: str) -> tuple[Want, ...]:
+    """The poles that any text names, in order; an attribute of which both are named counts as neither."""
+    found = list(dict.fromkeys(SAID[w] for w in words(summary) if w in SAID))
+    sides = Counter(a for a, _ in found)
+    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][s < 0]) for a, s in found if sides[a] == 1)
+
+
+class Bayes:
+    """Exact inference over all T types by enumeration; below 8 ``attributes`` (at least 3) a smaller world, for tests.
+
+    ``types`` [T, A]; ``views`` [V, A]: every d that a pair can show.
+    """
+
+    def __init__(self, attributes: int = len(ATTRIBUTES)) -> None:
+        sides = sorted({s * w for w in WEIGHTS for s in (1, -1)})
+        self.types = np.concatenate([_spread(attributes, k, sides) for k in range(1, MOST + 1)])
+        self.views = np.concatenate([_spread(attributes, k, [1, -1]) for k in range(max(SHOWN) + 1)])
+        self._row: dict[Type, int] = {tuple(v): i for i, v in enumerate(self.views.tolist())}
+        count, apart = (self.types != 0).sum(1), [(self.types[:, p] != 0).all(1) for p in APART if max(p) < attributes]
+        natural, held = 1 / np.bincount(count)[count], np.any(apart, axis=0)
+        own = {part: natural * (held == (part == "combinations")) for part in SEEDS} | {"any": natural}
+        self._priors = {part: np.asarray(p / p.sum(), np.float64) for part, p in own.items()}
+        u = 2.0 * self.views @ self.types.T
+        self._side = np.sign(u)  # what each type prefers, [V, T]
+        size, judged = (self.views != 0).sum(1), np.where(u != 0, 1.0, BOTHERS)
+        pairs, rated = np.array([_laws(attributes, m) for m in size.tolist()]).T
+        self._differs: Values = pairs @ (u != 0)  # Σ q [u ≠ 0], [T]
+        choice = -np.logaddexp(0, -SHARPNESS * u) + np.log(judged)
+        wanted = np.stack([np.maximum(self.types, 0), np.maximum(-self.types, 0)], 1).reshape(len(self.types), -1)
+        stated = (1 - SLIP) * wanted.T / wanted.sum(1) + SLIP / (2 * attributes)  # [first poles, second poles; T]
+        self._loglik = np.concatenate(
+            [choice - np.log(pairs @ judged), choice - np.log(rated @ judged), np.log(stated)]
+        )  # of everything that can be seen, less what is the same for every type, [2V + 2A, T]
+        half = [i for i, v in enumerate(self.views.tolist()) if next((x for x in v if x), 0) > 0]  # −d says the same
+        self._summaries = list(_summaries(attributes))
+        ranked = np.array([weights for _, weights in self._summaries])
+        self._half = np.ascontiguousarray(self._side[half].T)  # [T, V/2]
+        self._read = (np.sign(ranked @ self.views[half].T) * pairs[half]).T  # [V/2, summaries]
+
+    def prior(self, part: str = "users") -> Values:
+        """P(θ) [T] among a part's users; ``any``: among all, whatever is held out. Raises ConfigError."""
+        if part not in self._priors:
+            raise ConfigError(f"no part {part!r} of the world; there are {', '.join(self._priors)}")
+        return self._priors[part]
+
+    def posterior(self, signals: Sequence[Signal], part: str = "users") -> Values:
+        """P(θ | signals) [T] from the signals' texts alone, in whatever order. Raises ConfigError for a text that the
+        world cannot have made."""
+        log = self._loglik[sorted(map(self._seen, signals))].sum(0)
+        p = self.prior(part) * np.exp(log - log.max())
+        return np.asarray(p / p.sum(), np.float64)
+
+    def _seen(self, signal: Signal) -> int:
+        match signal:
+            case Comparison(chosen=c, rejected=r):
+                return self._index(view(c, r))
+            case Rating(response=r, score=s):
+                return len(self.views) + self._index(tuple(x if s > 0.5 else -x for x in shown(r)))
+            case Statement(text=t) if len(found := [SAID[w] for w in words(t) if w in SAID]) == 1:
+                (a, sign), n = found[0], self.types.shape[1]
+                return int(2 * len(self.views) + a + n * (sign < 0))
+        raise ConfigError(f"signal {signal.id}: this {signal.kind} is none of the world's")
+
+    def _index(self, d: Type) -> int:
+        n = self.types.shape[1]
+        if any(d[n:]):
+            raise ConfigError(f"this world has {n} attributes; a reply shows another")
+        return self._row[d[:n]]
+
+    def predict(self, posterior: Values, target: Target) -> float:
+        """P(the reply called chosen is the one of higher utility | signals, and that the pair is a target)."""
+        side, weight = self._side[self._index(view(target.chosen, target.rejected))], posterior / self._differs
+        up, down = float(weight @ (side > 0)), float(weight @ (side < 0))
+        return up / (up + down) if up + down else 0.5
+
+    def wanted(self, posterior: Values) -> Values:
+        """P(the user wants each pole) [A, 2], first poles in column 0."""
+        return np.stack([(self.types > 0).T @ posterior, (self.types < 0).T @ posterior], 1)
+
+    def best_summaries(
+        self, posteriors: Values, budget: int = MOST, worth: float = WORTH
+    ) -> list[tuple[Want, ...]]:
+        """For each of ``posteriors`` [N, T] the up to ``budget`` poles that, read by ``follow``, predict most targets
+        (expected accuracy, exact), or fewer poles where that costs no more than ``worth`` of accuracy."""
+        among = np.array([len(wants) for wants, _ in self._summaries if len(wants) <= budget])
+        gain = (posteriors / self._differs) @ self._half @ self._read[:, : len(among)]  # accuracy less ½
+        short = np.where(gain >= gain.max(1, keepdims=True) - worth - 1e-12, among, MOST + 1).min(1, keepdims=True)
+        best = np.where(among == short, gain, -np.inf)
+        first = (best > best.max(1, keepdims=True) - 1e-12).argmax(1)  # of equals the first in order
+        return [self._summaries[i][0] for i in first]
+
+    def best_summary(self, posterior: Values, budget: int = MOST, worth: float = WORTH) -> tuple[Want, ...]:
+        """``best_summaries`` of one posterior [T]."""
+        return self.best_summaries(posterior[None], budget, worth)[0]
+
+
+@functools.cache
+def bayes() -> Bayes:
+    """The world itself, made once."""
+    return Bayes()
+
+
+def _spread(attributes: int, k: int, values: Sequence[int]) -> NDArray[np.int64]:
+    """Every vector with ``k`` entries among ``values`` and the rest 0, [n, attributes]."""
+    rows = np.zeros((math.comb(attributes, k) * len(values) ** k, attributes), np.int64)
+    each = itertools.product(itertools.combinations(range(attributes), k), itertools.product(values, repeat=k))
+    for row, (at, entries) in zip(rows, each, strict=True):
+        row[list(at)] = entries
+    return rows
+
+
+def _laws(attributes: int, m: int) -> tuple[float, float]:
+    """q of one d with ``m`` entries other than 0: of pairs, and of rated replies."""
+    pair = sum(
+        math.comb(attributes - m, n - m) / math.comb(attributes, n) * (1 - OPPOSITE) ** (n - m) for n in SHOWN if n >= m
+    ) * (OPPOSITE / 2) ** m / len(SHOWN)  # fmt: skip
+    return pair, (m in SHOWN) / math.comb(attributes, m) / 2**m / len(SHOWN)
+
+
+def _summaries(attributes: int) -> Iterator[tuple[tuple[Want, ...], list[int]]]:
+    """Every summary of up to three poles, the shorter first, and the weights it is read with, [A]."""
+    for k in range(MOST + 1):
+        for at in itertools.permutations([(a, s) for a in range(attributes) for s in (1, -1)], k):
+            ranked = {a: sign * rank for (a, sign), rank in zip(at, RANKS, strict=False)}
+            if len(ranked) == k:
+                weights = [ranked.get(a, 0) for a in range(attributes)]
+                yield wants_of(tuple(weights)), weights
+
+
+def follow(wants: Sequence[Want], target: Target) -> int:
+    """A summary taken at its word: positive where the chosen reply has more of what is wanted, negative the other."""
+    signs = [(ATTRIBUTES.index(w.dimension), 1 - 2 * POLES[w.dimension].index(w.pole)) for w in wants]
+    d = view(target.chosen, target.rejected)
+    return sum(d[a] * sign * rank for (a, sign), rank in zip(signs, RANKS, strict=False))
+
+
+class _Teller:
+    """Draws what one user judges: everything follows from the generator it is given."""
+
+    def __init__(self, theta: Type, part: str) -> None:
+        self.theta, self.heldout = theta, part == "phrasings"
+        key = "heldout_" if self.heldout else ""
+        self.topics, self.frames, self.statements = (WORLD[key + k] for k in ("topics", "frames", "statements"))
+
+    def prompt(self, asked: Asked) -> str:
+        return str(WORLD["prompts"][asked[0]].format(self.topics[asked[1]]))
+
+    def replies(self, rng: random.Random, asked: Asked, bothers: float, opposite: float) -> tuple[int, str, str]:
+        """(u, first reply, second); ``bothers``: how likely a pair with u = 0 is taken."""
+        while True:
+            at = rng.sample(range(len(ATTRIBUTES)), rng.choice(SHOWN))
+            first = {a: rng.choice((1, -1)) for a in at}
+            second = {a: -s if rng.random() < opposite else s for a, s in first.items()}
+            u = sum(self.theta[a] * (first[a] - second[a]) for a in at)
+            if u or rng.random() < bothers:
+                return u, self._reply(rng, asked[0], first), self._reply(rng, asked[0], second)
+
+    def _reply(self, rng: random.Random, template: int, poles: Mapping[int, int]) -> str:
+        chosen = []
+        for a in rng.sample(sorted(poles), len(poles)):
+            markers = WORLD["attributes"][ATTRIBUTES[a]][poles[a] < 0]["markers"]
+            apart = (2 * a + template) % len(markers)
+            chosen.append(rng.choice([m for i, m in enumerate(markers) if (i == apart) == self.heldout]))
+        return str(rng.choice(self.frames[str(len(poles))]).format(*chosen))
+
+    def signal(self, rng: random.Random, asked: Asked, id_: str) -> Signal:
+        """One signal, about the prompt unless it is a statement."""
+        common = {"id": id_, "at": LONG_AGO, "source": "world"}
+        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if kind == "statement":
+            a, sign = rng.choice(range(len(ATTRIBUTES))), rng.choice((1, -1))
+            if rng.random() >= SLIP:
+                a = rng.choices(range(len(ATTRIBUTES)), list(map(abs, self.theta)))[0]
+                sign = 1 if self.theta[a] > 0 else -1
+            said = WORLD["attributes"][ATTRIBUTES[a]][sign < 0]["summary"]
+            return Statement(rng.choice(self.statements).format(rng.choice(said)), **common)
+        u, first, second = self.replies(rng, asked, BOTHERS, OPPOSITE if kind == "comparison" else 1.0)
+        likes = rng.random() < 1 / (1 + math.exp(-SHARPNESS * u))
+        if kind == "rating":
+            return Rating(self.prompt(asked), first, 0.9 if likes else 0.2, **common)
+        return Comparison(self.prompt(asked), *((first, second) if likes else (second, first)), **common)
+
+    def target(self, rng: random.Random, asked: Asked) -> Target:
+        u, first, second = self.replies(rng, asked, 0.0, OPPOSITE)
+        return Target(self.prompt(asked), *((first, second) if u > 0 else (second, first)))
+
+
+@functools.cache
+def _types(part: str) -> tuple[list[Type], list[float]]:
+    return [tuple(t) for t in bayes().types.tolist()], bayes().prior(part).cumsum().tolist()
+
+
+def draw(name: str, part: str, signals: int | None = None) -> tuple[Person, Type]:
+    """The user called ``name`` of a part, with 8 targets, and their θ.
+
+    They have 1 to 8 signals (evenly), or the first ``signals`` of their 8, about other prompts than the targets. Raises
+    ConfigError for a part or number that there is not.
+    """
+    if part not in SEEDS or not 0 <= (signals or 0) <= SIGNALS:
+        raise ConfigError(f"a user is of {', '.join(SEEDS)} and has up to {SIGNALS} signals, not {part!r}, {signals}")
+    id_ = f"{SEEDS[part]}:{name}"
+    rng = random.Random(f"world:{id_}")
+    types, cumulative = _types(part)
+    theta = rng.choices(types, cum_weights=cumulative)[0]
+    count = rng.randint(1, SIGNALS)
+    teller = _Teller(theta, part)
+    asked = list(itertools.product(range(len(WORLD["prompts"])), range(len(teller.topics))))
+    asked = rng.sample(asked, TARGETS + SIGNALS)
+    targets = tuple(teller.target(rng, a) for a in asked[:TARGETS])
+    about = asked[TARGETS : TARGETS + (count if signals is None else signals)]
+    told = tuple(teller.signal(rng, a, f"{id_}-{i}") for i, a in enumerate(about))
+    return Person(id_, told, targets, say(wants_of(theta))), theta
+
+
+def vocabulary_texts() -> list[str]:
+    """Texts that hold every word of the prompt contract and of the world, in every place that it can stand in."""
+
+    def strings(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [re.sub(r"{\w+}", "", value)]
+        return [s for v in value.values() for s in strings(v)]
+
+    topics, frames, statements = ([WORLD[k], WORLD["heldout_" + k]] for k in ("topics", "frames", "statements"))
+    marker = itertools.cycle(MARKERS)
+    texts = [
+        *(prompt.format(t) for prompt in WORLD["prompts"] for some in topics for t in some),
+        *(f.format(*(next(marker) for _ in range(3))) for some in frames * 3 for k in some for f in some[k]),
+        *(s.format(word) for some in statements for s in some for word in SAID),
+        *(s.format(word) for s in WORLD["summaries"] for word in SAID),
+        say(wants_of((1, -1, 2, 0, 0, 0, 0, 0))),
+    ]
+    contract = {k: v for k, v in prompts.spec().items() if k not in ("version", "limits", "evidence")}
+    rated = ["system user assistant", "reply 2 out of 10", "reply 9 out of 10"]
+    return [*strings(contract), *rated, *texts, *map(prompts.quote, texts)]
+
+
+def majority(signals: Sequence[Signal], target: Target, key: Mapping[str, Any]) -> int:
+    """A rule that knows no Bayes: words (or what ``key`` makes of them) count up where liked and down where not; by how
+    much the chosen reply's count is the higher."""
+    counts: Counter[Any] = Counter()
+    for s in signals:
+        for name in ("chosen", "rejected", "response", "text"):
+            sign = -1 if name == "rejected" or (isinstance(s, Rating) and s.score < 0.5) else 1
+            counts.update({key[w]: sign for w in words(getattr(s, name, "")) if w in key})
+    up, down = (sum(counts[key[w]] for w in words(t) if w in key) for t in (target.chosen, target.rejected))
+    return up - down
+
+
+def measure(part: str, count: int, users: int) -> dict[str, Any]:
+    """One row: accuracies over the targets of a part's first users with ``count`` signals each (intervals by user).
+
+    ``bayes`` has the part's own prior, ``bayes_any`` that of all users; ``noisy_type``: how often the user themselves
+    would choose what a target calls chosen, were targets as noisy as signals.
+    """
+    world, rows = bayes(), []
+    people = [draw(str(i), part, count) for i in range(users)]
+    own = [world.posterior(p.signals, part) for p, _ in people]
+    best = [w for k in range(0, users, 500) for w in world.best_summaries(np.array(own[k : k + 500]))]
+    for (person, theta), posterior, wants in zip(people, own, best, strict=True):
+        everybody = world.posterior(person.signals, "any")
+        for t in person.targets:
+            u = 2 * sum(a * b for a, b in zip(theta, view(t.chosen, t.rejected), strict=True))
+            rows.append({
+                "bayes": round(world.predict(posterior, t) - 0.5, 9),
+                "bayes_any": round(world.predict(everybody, t) - 0.5, 9),
+                "best_summary": follow(wants, t),
+                "oracle_summary": follow(read(person.oracle), t),
+                "type": u,
+                "longer": len(t.chosen.split()) - len(t.rejected.split()),
+                "majority_marker": majority(person.signals, t, {w: w for w in MARKERS}),
+                "majority_pole": majority(person.signals, t, MARKERS | SAID),
+            })  # fmt: skip
+    right = {name: wins([r[name] for r in rows]) for name in rows[0]}
+    right["noisy_type"] = 1 / (1 + np.exp(-SHARPNESS * np.array([r["type"] for r in rows])))
+    clusters, conditions = [p.id for p, _ in people for _ in p.targets], {}
+    for name, values in right.items():
+        low, high = interval(values, clusters) or (None, None)
+        conditions[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
+    count_of: dict[str, list[int]] = {
+        "signals": [len(text.split()) for p, _ in people for s in p.signals for text in s.texts()],
+        "best_summary": [len(say(w).split()) for w in best],
+        "oracle_summary": [len(p.oracle.split()) for p, _ in people],
+    }
+    length = {k: sum(v) / users for k, v in count_of.items()}  # of texts alone, without the contract's templates
+    return {"part": part, "signals": count, "conditions": conditions, "words": length}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.users < 2:
+        sys.exit("world: an interval needs at least two users")
+    parts = [p for p, seed in SEEDS.items() if seed.startswith("test:")]
+    rows = [measure(part, n, options.users) for part in parts for n in (1, 2, 4, 8)]
+    if options.json:
+        print(json.dumps({"users": options.users, "targets": TARGETS, "rows": rows}, indent=1))
+        return
+    for row in rows:
+        told = [f"{k} {v['accuracy']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in row["conditions"].items()]
+        told += [f"words of {k} {v:.1f}" for k, v in row["words"].items()]
+        print(f"{row['part']}, {row['signals']} signals: " + ", ".join(told))
+
+
+if __name__ == "__main__":
+    main()
