@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,8 +127,10 @@ def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries(folder: Path
     line = trainer.move_generate(groups)
     got = gradients(trainer, "generate")
     assert all(p.grad is None for p in trainer.roles.parameters("infer"))
-    dice = random.Random(f"empty:{trainer.recipe.seed}:0")
-    asked = [("" if dice.random() < 0.3 else z, t) for g in groups for z in g.texts for t in g.person.targets[1:2]]
+    asked = []
+    for g in groups:
+        dice = random.Random(f"empty:{trainer.recipe.seed}:0:{g.person.id}")
+        asked += [("" if dice.random() < 0.3 else z, t) for z in g.texts for t in g.person.targets[1:2]]
     assert len({z == "" for z, _ in asked}) == 2
     trainer.optimizer.zero_grad()
     margins = [ratio(trainer, "generate", z, t) - ratio(trainer, "reference", "", t).detach() for z, t in asked]
@@ -213,11 +218,35 @@ def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder:
     assert {t.prompt for p in dev for t in p.targets} == {data.corpus.prompts["form-3"]}
 
 
-def test_shuffled_rewards_are_the_same_rewards_of_others(folder: Path) -> None:
+def test_shuffled_rewards_are_the_groups_own_in_another_order(folder: Path) -> None:
     trainer = opened(folder, "frozen", ("[joint]", "[joint]\nshuffled_rewards = true"))
-    earned = [{"worth": torch.tensor([float(3 * i + k) for k in range(3)])} for i in range(3)]
-    mixed = [e["worth"] for e in trainer._shuffled(earned)]
-    assert sorted(torch.cat(mixed).tolist()) == list(range(9)) and torch.cat(mixed).tolist() != list(range(9))
+    seen = set()
+    for step in range(12):
+        trainer.step = step
+        groups = trainer.draw(trainer.make(0))
+        (worth, *_) = trainer._shuffled(groups, [{"worth": torch.tensor([0.0, 1.0, 2.0])}] * len(groups))
+        assert sorted(worth.tolist()) == [0, 1, 2]
+        seen.add(tuple(worth.tolist()))
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "sft"])
+def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, schedule: str) -> None:
+    """Through ``accelerate launch``, gloo on the CPU; the batch is shared out, the gradients are summed."""
+    trainer = opened(folder, schedule, ("batch = 3", "batch = 4"))
+    train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    words = ["-m", "popi_edge", "train", folder / "changed.toml", "--out", tmp_path / "two", "--until", "3"]
+    done = subprocess.run([*map(str, [*launch, *plain, *words])], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert [m["step"] for m in two] == [1, 2, 3]
+    for a, b in zip(one, two, strict=True):
+        assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
+    a, b = (train.read_checkpoint(tmp_path / f / train.CHECKPOINT)["adapters"] for f in ("one", "two"))
+    assert max(float(np.abs(a[r][n] - b[r][n]).max()) for r in a for n in a[r]) < 2e-4
 
 
 def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -> None:

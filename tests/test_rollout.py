@@ -24,14 +24,10 @@ def reader(tiny: tuple[Path, Any]) -> Reader:
     return Reader.of(tiny[0])
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @torch.no_grad()
 def test_what_was_drawn_has_the_log_probabilities_that_scoring_gives(tiny: tuple[Path, Any], reader: Reader) -> None:
     """Prompts of three lengths, so that padding matters; one forward over the packed group instead of many steps."""
-    for prompt, group in zip(PROMPTS, rollout(tiny[1], reader, PROMPTS, group=3, temperature=1.0, generator=seeded(1)),
+    for prompt, group in zip(PROMPTS, rollout(tiny[1], reader, PROMPTS, group=3, temperature=1.0, seeds=(1, 2, 3)),
                              strict=True):  # fmt: skip
         scored = token_logprobs(tiny[1], [pack([d.sample(prompt) for d in group])])[0]
         drawn = torch.tensor([p for d in group for p in d.logprobs])
@@ -46,9 +42,9 @@ def test_what_was_drawn_has_the_log_probabilities_that_scoring_gives(tiny: tuple
 
 
 def test_one_seed_draws_the_same_and_padding_changes_nothing(tiny: tuple[Path, Any], reader: Reader) -> None:
-    once = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, generator=seeded(4))
-    again = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, generator=seeded(4))
-    other = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, generator=seeded(5))
+    once = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, seeds=(4, 5, 6))
+    again = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, seeds=(4, 5, 6))
+    other = rollout(tiny[1], reader, PROMPTS, group=2, temperature=0.8, seeds=(7, 8, 9))
     ids = [[[d.ids for d in group] for group in made] for made in (once, again, other)]
     assert ids[0] == ids[1] != ids[2]
     greedy = [rollout(tiny[1], reader, some, group=2, temperature=0.0) for some in (PROMPTS, PROMPTS[1:])]

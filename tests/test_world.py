@@ -21,7 +21,7 @@ from popi_edge import prompts
 from popi_edge.errors import ConfigError
 from popi_edge.signals import Comparison, Post, Rating, Signal, Statement
 from popi_edge.vocabulary import Lexicon
-from popi_training import micro, world
+from popi_training import micro, world, world_ceiling
 from popi_training.evaluate.metrics import Values, wins
 from popi_training.people import Person, Target
 from popi_training.users import Want
@@ -200,9 +200,9 @@ def test_what_it_predicts_happens_as_often_as_it_says_and_no_rule_beats_it() -> 
         happened.append(float(first))
         right["bayes"].append(round(p - 0.5, 9))
         right["longer"].append(len(target.chosen) - len(target.rejected))
-        right["marker"].append(world.majority(person.signals, target, {w: w for w in POLE}))
-        right["pole"].append(world.majority(person.signals, target, world.MARKERS | world.SAID))
-        right["last"].append(world.majority(person.signals[-1:], target, world.MARKERS | world.SAID))
+        right["marker"].append(world_ceiling.majority(person.signals, target, {w: w for w in POLE}))
+        right["pole"].append(world_ceiling.majority(person.signals, target, world.MARKERS | world.SAID))
+        right["last"].append(world_ceiling.majority(person.signals[-1:], target, world.MARKERS | world.SAID))
     calibrated(np.array(predicted), np.array(happened))
     calibrated(np.array(wanted), np.array(truth))
     score = {k: float(wins(v).mean()) for k, v in right.items()}
@@ -408,9 +408,21 @@ def test_what_is_not_of_the_world_is_refused() -> None:
         world.Bayes(3).posterior([Rating("Help me with tea.", "so wow we quickly", 0.9)])
 
 
+def test_the_opposite_person_is_the_mirror_of_everything() -> None:
+    for i in range(40):
+        person, theta = world.draw(str(i), "users")
+        other = world.opposite(person)
+        assert world.read(other.oracle) == world.wants_of(tuple(-w for w in theta)) and other.signals != person.signals
+        back = world.opposite(other)
+        assert (back.signals, back.targets, back.oracle) == (person.signals, person.targets, person.oracle)
+        own, theirs = (world.bayes().posterior(p.signals) for p in (person, other))
+        for a, b in zip(person.targets, other.targets, strict=True):
+            assert world.bayes().predict(own, a) == pytest.approx(world.bayes().predict(theirs, b), abs=1e-9)
+
+
 def test_the_command_measures_every_part(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["world", "--users", "25", "--json"])
-    world.main()
+    world_ceiling.main()
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(r["part"], r["signals"]) for r in rows] == list(itertools.product(PARTS[2:], (1, 2, 4, 8)))
     for row in rows:

@@ -77,24 +77,41 @@ class Joint(Trainer):
     def maker(self) -> Callable[[int], list[Person]]:
         return self.make
 
+    def schedule(self) -> str:
+        """What this step goes by: ``sft`` while warming up, then the recipe's schedule."""
+        return "sft" if self.step < self.recipe.joint.warm else self.recipe.joint.schedule
+
+    def set_rates(self) -> None:
+        j = self.recipe.joint
+        for group in self.optimizer.param_groups:
+            if self.step < j.warm:
+                up = min(1.0, (self.step + 1) / max(1, self.recipe.train.warmup))
+                group["lr"] = j.lr_warm * up * (1 - 0.9 * self.step / j.warm)
+            else:
+                group["lr"] = self.rate(self.step, group["base_lr"])
+
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""
-        match self.recipe.joint.schedule:
+        j = self.recipe.joint
+        after, of = step - j.warm, self.recipe.train.steps - j.warm
+        match "sft" if after < 0 else j.schedule:
             case "frozen":
                 return ("infer",)
             case "alternating":
-                return ("infer",) if step % 2 == 0 else ("generate",)
+                return ("infer",) if after % 2 == 0 else ("generate",)
             case "sequential":
-                return ("infer",) if step < self.recipe.train.steps // 2 else ("generate",)
+                return ("infer",) if after < of // 2 else ("generate",)
         return ("infer", "generate")
 
     def train_step(self, batch: list[Person]) -> dict[str, Any]:
         """One step over its people; returns its line of metrics."""
-        j, moving = self.recipe.joint, self.moving(self.step)
+        moving = self.moving(self.step)
         self.set_rates()
+        lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
-        line: dict[str, Any] = {"step": self.step + 1}
-        if j.schedule == "sft":
+        line: dict[str, Any] = {}
+        batch = self.team.share(batch)
+        if self.schedule() == "sft":
             groups = [self._told(person) for person in batch]
         else:
             groups = self.draw(batch)
@@ -103,22 +120,28 @@ class Joint(Trainer):
             line |= self.move_infer(groups)
         if "generate" in moving:
             line |= self.move_generate(groups)
+        line = {"step": self.step + 1, **self.team.mean(line)}
         for role in moving:
+            self.team.sum_gradients(self.roles.parameters(role))
             line[f"grad_norm_{role}"] = self.clipped(role, line["loss"])
         self.optimizer.step()
         self.step += 1
-        return line | {"lr": self.rate(self.step - 1, self.recipe.train.lr)}
+        if self.step == self.recipe.joint.warm:
+            for role in ("infer", "generate"):
+                self.roles.begin(role)
+            self._references.clear()
+        return line | {"lr": lr}
 
     # drawing ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def draw(self, people: Sequence[Person]) -> list[Group]:
-        """G summaries of everybody, by a generator that the seed and the step alone determine."""
+        """G summaries of everybody, by what the seed, the step and the person alone determine."""
         j = self.recipe.joint
-        dice = torch.Generator().manual_seed(random.Random(f"draw:{self.recipe.seed}:{self.step}").getrandbits(62))
+        seeds = [random.Random(f"draw:{self.recipe.seed}:{self.step}:{p.id}").getrandbits(62) for p in people]
         asked = [self.reader.prompt(person.signals) for person in people]
         with self.roles.playing("infer") as model:
             drawn = rollout(
-                model, self.reader, asked, group=j.group, temperature=j.temperature, generator=dice, mask=j.mask
+                model, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask
             )
         return [
             Group(person, prompt, draws, [self.said(d) for d in draws])
@@ -185,12 +208,12 @@ class Joint(Trainer):
     # moving -------------------------------------------------------------------------------------------------
     def move_infer(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of φ, a person at a time, and the figures of its step."""
-        if self.recipe.joint.schedule == "sft":
+        if self.schedule() == "sft":
             return self._imitate(groups)
         earned = [self.reward(group) for group in groups]
-        for group, e in zip(groups, self._shuffled(earned), strict=True):
-            group.weights = objective.advantages(e["worth"])
-        apart = [self._policy(group, len(groups)) for group in groups]
+        for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
+            group.weights = objective.advantages(worth)
+        apart = [self._policy(group, len(groups) * self.team.size) for group in groups]
         means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
         return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(apart)}
 
@@ -217,17 +240,18 @@ class Joint(Trainer):
         for group in groups:
             with self.roles.playing("infer") as model:
                 loss, _ = supervised(model, [pack([d.sample(group.prompt) for d in group.draws])])[0]
-                (loss / len(groups)).backward()  # type: ignore[no-untyped-call]
+                (loss / len(groups) / self.team.size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) / len(groups)
         return {"loss": total}
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of θ: DPO under the groups' summaries, some of them left empty; chunk by chunk."""
-        j, dice = self.recipe.joint, random.Random(f"empty:{self.recipe.seed}:{self.step}")
-        asked: list[Asked] = []
+        j, asked = self.recipe.joint, list[Asked]()
         for group in groups:
-            mine = group.person.targets
-            mine = mine[: j.dpo_pairs] if j.shared_pairs else mine[j.pairs : j.pairs + j.dpo_pairs]
+            dice = random.Random(f"empty:{self.recipe.seed}:{self.step}:{group.person.id}")
+            mine = group.person.targets[: j.pairs + j.dpo_pairs]
+            if self.schedule() != "sft":  # which rewards nothing: all pairs are there to learn from
+                mine = mine[: j.dpo_pairs] if j.shared_pairs else mine[j.pairs : j.pairs + j.dpo_pairs]
             asked += [("" if dice.random() < j.empty else z, t) for z in group.texts for t in mine]
         total, right = 0.0, 0.0
         for i in range(0, len(asked), TOGETHER):
@@ -236,20 +260,22 @@ class Joint(Trainer):
             with self.roles.playing("generate"):
                 found = self.ratios("generate", some) - reference
                 loss = objective.dpo_loss(found, j.beta) * len(some) / len(asked)
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss / self.team.size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             right += float((found > 0).sum()) / len(asked)
         line = {"dpo_loss": total, "dpo_accuracy": right}
         return line if "infer" in self.moving(self.step) else line | {"loss": total}
 
-    def _shuffled(self, earned: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The same, or, for the control, everybody's worths in another order."""
+    def _shuffled(self, groups: Sequence[Group], earned: list[dict[str, Tensor]]) -> list[Tensor]:
+        """Everybody's worths, [G] each; for the control in another order within the group."""
         if not self.recipe.joint.shuffled_rewards:
-            return earned
-        order = torch.Generator().manual_seed(random.Random(f"mix:{self.recipe.seed}:{self.step}").getrandbits(62))
-        flat = torch.stack([e["worth"] for e in earned])
-        mixed = flat.flatten()[torch.randperm(flat.numel(), generator=order).to(flat.device)].view_as(flat)
-        return [e | {"worth": w} for e, w in zip(earned, mixed, strict=True)]
+            return [e["worth"] for e in earned]
+        mixed = []
+        for group, e in zip(groups, earned, strict=True):
+            order = list(range(len(group.draws)))
+            random.Random(f"mix:{self.recipe.seed}:{self.step}:{group.person.id}").shuffle(order)
+            mixed.append(e["worth"][order])
+        return mixed
 
     # looking ------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -257,7 +283,7 @@ class Joint(Trainer):
         """On development couples, with the likeliest summaries: loss, accuracy, contrast (own summary against that of
         the opposite on the same pair), length in tokens, share of summaries that differ."""
         if not self.couples:
-            self.couples = [self.dev(i) for i in range(self.recipe.train.dev_users)]
+            self.couples = [self.dev(i) for i in range(self.recipe.train.dev_users)][self.team.rank :: self.team.size]
         losses, right, beats, tokens, said = list[float](), list[float](), list[float](), list[int](), list[str]()
         for couple in self.couples:
             with self.roles.playing("infer") as model:
@@ -274,10 +300,11 @@ class Joint(Trainer):
                 losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
                 right += torch.where(found[0] == 0, 0.5, (found[0] > 0).float()).tolist()
                 beats += torch.where(found[0] == found[1], 0.5, (found[0] > found[1]).float()).tolist()
-        if not losses:
-            return {}
         named = {"dev_loss": losses, "dev_accuracy": right, "dev_contrast": beats, "dev_tokens": tokens}
-        return {k: sum(v) / len(v) for k, v in named.items()} | {"dev_distinct": len(set(said)) / len(said)}
+        found, texts = {k: self.team.gather(v) for k, v in named.items()}, self.team.gather(said)
+        if not found["dev_loss"]:
+            return {}
+        return {k: sum(v) / len(v) for k, v in found.items()} | {"dev_distinct": len(set(texts)) / len(texts)}
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
@@ -296,6 +323,10 @@ def _lengths(groups: Sequence[Group]) -> dict[str, Any]:
 
 def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Joint:
     """Load data and both roles for a recipe read from ``where``. Raises ConfigError, ModelError."""
+    if recipe.data.world:
+        from popi_training import popi_micro
+
+        return popi_micro.open_run(recipe, device)
     data = warm.load(recipe, where)
     gguf = locate(recipe.base.name, settings.models)
     digest = file_sha256(gguf)

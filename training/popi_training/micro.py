@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from popi_edge import prompts
 from popi_edge.signals import Post, Signal, Statement
 from popi_training.pack import Sample, pack
+from popi_training.recipe import Scratch
 
 POLES = (("short", "long"), ("warm", "cool"), ("plain", "technical"), ("funny", "serious"))
 TOPICS = ("bread", "rain", "trains", "gardens", "music", "paint")
@@ -101,18 +102,22 @@ def write(path: Path, model: Any, words: tuple[list[str], list[str], list[int]])
     )  # fmt: skip
 
 
-def untrained(words: int, seed: int) -> Any:
+SHAPE = Scratch(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128)
+
+
+def untrained(words: int, seed: int, shape: Scratch = SHAPE) -> Any:
     """A small random llama in torch."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=words, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True,
-        initializer_range=0.12, use_cache=False,  # larger than usual: attention finds the words much sooner
+        vocab_size=words, hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
+        rope_theta=10000.0, tie_word_embeddings=True, use_cache=False,
+        initializer_range=0.12,  # larger than usual: attention finds the words much sooner
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).eval()
 
 
 def train(path: Path, *, steps: int = 150, batch: int = 32, seed: int = 0) -> list[float]:

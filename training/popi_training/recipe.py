@@ -28,10 +28,24 @@ class Base:
 @dataclass(frozen=True)
 class Data:
     """``corpus``: its folder, relative to the recipe (empty: the project's own). ``dimensions``: those trained on
-    (empty: all that the split does not hold out)."""
+    (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of
+    popi-micro."""
 
     corpus: str = ""
     dimensions: tuple[str, ...] = ()
+    world: bool = False
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The shape of two llamas that are trained from nothing (``hidden`` 0: there are none, the base is loaded)."""
+
+    hidden: int = 0
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    ffn: int = 256
+    context: int = 1024
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,9 @@ class Joint:
     more; ``truncation``: nats for one without an end; ``leak``: nats for a summary whose words all stand in verbatim
     runs.
     ``mask``: summaries are drawn under the closed vocabulary. ``shuffled_rewards``: each summary gets another's reward
-    (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's."""
+    (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
+    of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
+    what the KL and π_ref are taken against."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -107,6 +123,8 @@ class Joint:
     mask: bool = True
     shuffled_rewards: bool = False
     lr_generate: float = 1e-4
+    warm: int = 0
+    lr_warm: float = 1e-3
 
 
 SCHEDULES = ("sft", "frozen", "sequential", "alternating", "simultaneous")
@@ -124,6 +142,7 @@ class Recipe:
     about: str = ""
     base: Base = field(default_factory=Base)
     data: Data = field(default_factory=Data)
+    scratch: Scratch = field(default_factory=Scratch)
     lora: Lora = field(default_factory=Lora)
     users: Mix = field(default_factory=Mix)
     train: Schedule = field(default_factory=Schedule)
@@ -197,7 +216,12 @@ def _check(r: Recipe, where: str) -> None:
         ("joint.beta", j.beta, 1e-4, 10), ("joint.temperature", j.temperature, 0.05, 10), ("joint.kl", j.kl, 0, 100),
         ("joint.ratio", j.ratio, 1e-3, 10), ("joint.empty", j.empty, 0, 1), ("joint.budget", j.budget, 1, 4096),
         ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
-        ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1), ("lora.rank", r.lora.rank, 1,
+        ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
+        ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
+        ("scratch.hidden", r.scratch.hidden, 0, 4096), ("scratch.layers", r.scratch.layers, 1, 64),
+        ("scratch.heads", r.scratch.heads, 1, 64), ("scratch.kv_heads", r.scratch.kv_heads, 1, r.scratch.heads),
+        ("scratch.ffn", r.scratch.ffn, 8, 16384), ("scratch.context", r.scratch.context, 64, 8192),
+        ("lora.rank", r.lora.rank, 1,
         256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
         ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
         *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
@@ -221,6 +245,11 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
             f"not {r.method!r:.40} of {r.role!r:.40}"
         )
+    s = r.scratch
+    if s.hidden and (s.hidden % s.heads or s.hidden // s.heads % 2 or s.heads % s.kv_heads):
+        raise ConfigError(f"{where}: scratch.hidden must be an even multiple of heads, and heads one of kv_heads")
+    if bool(s.hidden) != r.data.world or (r.data.world and r.method != "joint"):
+        raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
     if r.method == "joint" and u.silent:

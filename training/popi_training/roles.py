@@ -29,11 +29,14 @@ class Roles(Protocol):
     def playing(self, role: str) -> Any:
         """A context in which the model it gives plays the role; one role at a time, and backward belongs inside."""
 
+    def begin(self, role: str) -> None:
+        """Keep ``infer`` or ``generate`` as it is now: what ``start`` or ``reference`` plays from here on."""
+
     def parameters(self, role: str) -> list[Any]:
         """What is trained of a role."""
 
     def state(self) -> States:
-        """Role → its trained arrays."""
+        """Role → its arrays; also of the frozen roles, where no file holds them."""
 
     def load(self, states: States) -> None:
         """Put them back. Raises ModelError where names or shapes differ."""
@@ -48,6 +51,9 @@ class One:
     @contextmanager
     def playing(self, role: str) -> Iterator[Any]:
         yield self.model
+
+    def begin(self, role: str) -> None:
+        raise NotImplementedError("a warm start is compared with nothing")
 
     def parameters(self, role: str) -> list[Any]:
         return list(base.lora_parameters(self.model).values())
@@ -105,26 +111,30 @@ class Models:
     """Each role a model of its own, trained whole."""
 
     def __init__(self, infer: Any, generate: Any) -> None:
-        self._models = {"infer": infer, "generate": generate}
-        for frozen, role in BEGAN.items():
-            self._models[frozen] = copy.deepcopy(self._models[role]).requires_grad_(False)
+        self.models = {"infer": infer, "generate": generate}
+        for role in TRAINED:
+            self.begin(role)
+
+    def begin(self, role: str) -> None:
+        frozen = next(k for k, v in BEGAN.items() if v == role)
+        self.models[frozen] = copy.deepcopy(self.models[role]).requires_grad_(False)
 
     @contextmanager
     def playing(self, role: str) -> Iterator[Any]:
-        yield self._models[role]
+        yield self.models[role]
 
     def parameters(self, role: str) -> list[Any]:
-        return list(self._models[role].parameters())
+        return list(self.models[role].parameters())
 
     def state(self) -> States:
         return {
-            role: {n: p.detach().cpu().numpy().copy() for n, p in self._models[role].named_parameters()}
-            for role in TRAINED
+            role: {n: p.detach().cpu().numpy().copy() for n, p in model.named_parameters()}
+            for role, model in self.models.items()
         }
 
     def load(self, states: States) -> None:
-        for role in TRAINED:
-            named, state = dict(self._models[role].named_parameters()), states.get(role, {})
+        for role, model in self.models.items():
+            named, state = dict(model.named_parameters()), states.get(role, {})
             if set(named) != set(state) or any(named[n].shape != v.shape for n, v in state.items()):
                 raise ModelError(f"what was saved of {role} is for another model")
             with torch.no_grad():

@@ -45,13 +45,14 @@ def rollout(
     *,
     group: int,
     temperature: float,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     mask: bool = True,
 ) -> list[list[Draw]]:
     """``group`` summaries of each prompt, [prompts][group]; temperature 0 takes the likeliest token. Without ``mask``
     every id is allowed everywhere.
 
-    ``generator``: a CPU generator, so that the same seed draws the same on any device that gives the same logits.
+    ``seeds``: one a prompt, for a CPU generator of its own, so that what is drawn of a prompt depends on neither the
+    other prompts nor the device, as long as the logits are the same.
     Raises ValueError for no prompts or a group below 1.
     """
     if not prompts or group < 1:
@@ -62,8 +63,10 @@ def rollout(
     states, every = [reader.vocabulary.start()] * rows, np.arange(logits.shape[-1])
     drawn: list[tuple[list[int], list[Ints], list[float]]] = [([], [], []) for _ in range(rows)]
     done, alive = [False] * rows, list(range(rows))
+    dice = [torch.Generator().manual_seed(seed) for seed in seeds or (torch.seed(),) * len(prompts)]
     for step in range(limit):
-        scores, chances = logits.float().cpu(), torch.rand(rows, generator=generator).tolist()
+        scores = logits.float().cpu()
+        chances = torch.cat([torch.rand(group, generator=d) for d in dice]).tolist()
         for k, row in enumerate(alive):
             allowed = reader.allowed(states[row], limit - step) if mask else every
             place, logprob = _pick(scores[k, torch.from_numpy(allowed)], temperature, chances[row])

@@ -19,6 +19,7 @@ import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
+from popi_training.team import Team
 
 METRICS, CHECKPOINT, BEST, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "best.pt", "run.json", "recipe.toml"
 UNCOMPARED = ("seconds",)
@@ -51,6 +53,7 @@ class Trainer(ABC):
     ) -> None:  # fmt: skip
         """``groups``: the optimizer's, each with a ``role`` and the ``base_lr`` of its schedule."""
         self.recipe, self.reader, self.roles, self.made_from, self.device = recipe, reader, roles, made_from, device
+        self.team = Team(device)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, weight_decay=0.0)
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
@@ -103,7 +106,10 @@ class Trainer(ABC):
         return self.step >= t.steps or tired
 
     def save(self, folder: Path, name: str = CHECKPOINT) -> None:
-        """Write the checkpoint whole. Raises StoreError (a full disk); the one before stays then."""
+        """Write the checkpoint whole, from the main process. Raises StoreError (a full disk); the one before stays
+        then."""
+        if not self.team.main:
+            return
         adapters = {r: {n: torch.from_numpy(a) for n, a in s.items()} for r, s in self.roles.state().items()}
         state = {
             "step": self.step,
@@ -215,8 +221,8 @@ def made_from(
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
         "recipe": recipe_hash(recipe),
-        "corpus": _hash(texts),
-        "prompt contract": _hash(contract),
+        "corpus": digest(texts),
+        "prompt contract": digest(contract),
         "base": base_sha256,
         **{name: start.sha256 for name, start in starts.items() if start is not None},
         **({"device": device} if device != "cpu" else {}),
@@ -225,30 +231,28 @@ def made_from(
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of a recipe's text, as a run keeps it."""
-    return _hash(recipe.text)
+    return digest(recipe.text)
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell, workers: int = 0) -> bool:
     """Train up to step ``until``, or for so many minutes, then save; ``workers`` processes make the batches ahead.
     Returns whether the recipe's end was reached, or that of its patience."""
-    t, began = trainer.recipe.train, time.monotonic()
+    t, team, began = trainer.recipe.train, trainer.team, time.monotonic()
     until = min(until, t.steps)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             trainer.restore(folder)
-        _keep(folder / METRICS, trainer.step)
-        with whole_file(folder / RECIPE) as out:
-            out.write(trainer.recipe.text.encode())
-        with whole_file(folder / RUN) as out:
-            out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
+        team.wait()
+        if team.main:
+            _begin(trainer, folder)
         saved = trainer.step
         batches = iter(trainer.batches(until, workers))
-        with (folder / METRICS).open("a", encoding="utf-8") as log:
+        with (folder / METRICS).open("a", encoding="utf-8") if team.main else nullcontext() as log:
             while trainer.step < until and not trainer.over():
                 started = time.monotonic()
                 line = trainer.train_step(_next(batches))
@@ -258,10 +262,12 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
                     if line.get("dev_loss", math.inf) < trainer.best[0]:
                         trainer.best = (line["dev_loss"], trainer.step)
                         trainer.save(folder, BEST)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                tell(trainer.step, until, line)
+                if log is not None:
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                    tell(trainer.step, until, line)
                 late = minutes is not None and time.monotonic() - began >= 60 * minutes
+                late = any(team.gather([late]))
                 if trainer.step % t.checkpoint_every == 0 or late:
                     trainer.save(folder)
                     saved = trainer.step
@@ -269,11 +275,22 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
                     break
         if saved != trainer.step:
             trainer.save(folder)
+        team.wait()
     except OSError as e:
         raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
     except torch.OutOfMemoryError:
         raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
     return trainer.over()
+
+
+def _begin(trainer: Trainer, folder: Path) -> None:
+    """The folder with what a run is made from, and the metrics up to its step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder / METRICS, trainer.step)
+    with whole_file(folder / RECIPE) as out:
+        out.write(trainer.recipe.text.encode())
+    with whole_file(folder / RUN) as out:
+        out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
 
 
 def _keep(path: Path, step: int) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from popi_edge.config import Settings
 from popi_edge.engines.onnx_graph import Shape
+from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_training import base, warm
@@ -30,6 +31,8 @@ class WarmStart(Trainer):
         roles = One(model)
         groups = [{"params": roles.parameters("infer"), "base_lr": recipe.train.lr}]
         super().__init__(recipe, reader, roles, groups, made, device)
+        if self.team.size > 1:
+            raise ConfigError("the warm start compares everybody of a step with everybody: it runs in one process")
         self.data, self.model = data, model
         self.couples: list[list[Packed]] = []
         """The development users, once made."""

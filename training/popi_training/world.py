@@ -1,7 +1,5 @@
 """The controlled world of popi-micro: users whose taste is known, and the exact Bayes predictor of what they choose.
 
-    python -m popi_training.world [--users N] [--json]     how far the signals go, by test part and number of signals
-
 Replies show poles of eight attributes by marker words. A user's type θ gives each attribute a pole and a weight: one to
 three of them ±1 or ±2, the rest 0; how many is drawn evenly, then all types of so many are equally likely (and a part
 takes those that are its own, below).
@@ -28,16 +26,15 @@ is published is about the users named "0" to "1999" of the last three.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
 import math
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -47,7 +44,6 @@ from numpy.typing import NDArray
 from popi_edge import prompts
 from popi_edge.errors import ConfigError
 from popi_edge.signals import Comparison, Rating, Signal, Statement
-from popi_training.evaluate.metrics import interval, wins
 from popi_training.people import Person, Target
 from popi_training.users import LONG_AGO, Want
 
@@ -67,6 +63,8 @@ MOST, WEIGHTS, SHOWN = 3, (1, 2), (2, 3)
 OPPOSITE, BOTHERS, SHARPNESS, SLIP = 0.8, 0.3, 0.6, 0.1
 SHARES = {"comparison": 0.8, "rating": 0.1, "statement": 0.1}
 SIGNALS, TARGETS = 8, 8
+HIGH, LOW = 0.9, 0.2
+"""Scores of a rating."""
 WORTH = 0.01
 """The accuracy that a summary may cost by being shorter, so that none names a pole for next to nothing."""
 RANKS = (6, 5, 4)
@@ -315,12 +313,27 @@ class _Teller:
         u, first, second = self.replies(rng, asked, BOTHERS, OPPOSITE if kind == "comparison" else 1.0)
         likes = rng.random() < 1 / (1 + math.exp(-SHARPNESS * u))
         if kind == "rating":
-            return Rating(self.prompt(asked), first, 0.9 if likes else 0.2, **common)
+            return Rating(self.prompt(asked), first, HIGH if likes else LOW, **common)
         return Comparison(self.prompt(asked), *((first, second) if likes else (second, first)), **common)
 
     def target(self, rng: random.Random, asked: Asked) -> Target:
         u, first, second = self.replies(rng, asked, 0.0, OPPOSITE)
         return Target(self.prompt(asked), *((first, second) if u > 0 else (second, first)))
+
+
+def opposite(person: Person) -> Person:
+    """Who wants the opposite in everything: the same pairs chosen the other way round, the opposite pole stated."""
+    signals: list[Signal] = []
+    for s in person.signals:
+        match s:
+            case Comparison():
+                signals.append(replace(s, chosen=s.rejected, rejected=s.chosen))
+            case Rating():
+                signals.append(replace(s, score=HIGH if s.score == LOW else LOW))
+            case Statement():
+                signals.append(replace(s, text=mirror(s.text)))
+    targets = tuple(Target(t.prompt, t.rejected, t.chosen) for t in person.targets)
+    return Person(f"{person.id}:opposite", tuple(signals), targets, mirror(person.oracle))
 
 
 @functools.cache
@@ -370,76 +383,3 @@ def vocabulary_texts() -> list[str]:
     contract = {k: v for k, v in prompts.spec().items() if k not in ("version", "limits", "evidence")}
     rated = ["system user assistant", "reply 2 out of 10", "reply 9 out of 10"]
     return [*strings(contract), *rated, *texts, *map(prompts.quote, texts)]
-
-
-def majority(signals: Sequence[Signal], target: Target, key: Mapping[str, Any]) -> int:
-    """A rule that knows no Bayes: words (or what ``key`` makes of them) count up where liked and down where not; by how
-    much the chosen reply's count is the higher."""
-    counts: Counter[Any] = Counter()
-    for s in signals:
-        for name in ("chosen", "rejected", "response", "text"):
-            sign = -1 if name == "rejected" or (isinstance(s, Rating) and s.score < 0.5) else 1
-            counts.update({key[w]: sign for w in words(getattr(s, name, "")) if w in key})
-    up, down = (sum(counts[key[w]] for w in words(t) if w in key) for t in (target.chosen, target.rejected))
-    return up - down
-
-
-def measure(part: str, count: int, users: int) -> dict[str, Any]:
-    """One row: accuracies over the targets of a part's first users with ``count`` signals each (intervals by user).
-
-    ``bayes`` has the part's own prior, ``bayes_any`` that of all users; ``noisy_type``: how often the user themselves
-    would choose what a target calls chosen, were targets as noisy as signals.
-    """
-    world, rows = bayes(), []
-    people = [draw(str(i), part, count) for i in range(users)]
-    own = [world.posterior(p.signals, part) for p, _ in people]
-    best = [w for k in range(0, users, 500) for w in world.best_summaries(np.array(own[k : k + 500]))]
-    for (person, theta), posterior, wants in zip(people, own, best, strict=True):
-        everybody = world.posterior(person.signals, "any")
-        for t in person.targets:
-            u = 2 * sum(a * b for a, b in zip(theta, view(t.chosen, t.rejected), strict=True))
-            rows.append({
-                "bayes": round(world.predict(posterior, t) - 0.5, 9),
-                "bayes_any": round(world.predict(everybody, t) - 0.5, 9),
-                "best_summary": follow(wants, t),
-                "oracle_summary": follow(read(person.oracle), t),
-                "type": u,
-                "longer": len(t.chosen.split()) - len(t.rejected.split()),
-                "majority_marker": majority(person.signals, t, {w: w for w in MARKERS}),
-                "majority_pole": majority(person.signals, t, MARKERS | SAID),
-            })  # fmt: skip
-    right = {name: wins([r[name] for r in rows]) for name in rows[0]}
-    right["noisy_type"] = 1 / (1 + np.exp(-SHARPNESS * np.array([r["type"] for r in rows])))
-    clusters, conditions = [p.id for p, _ in people for _ in p.targets], {}
-    for name, values in right.items():
-        low, high = interval(values, clusters) or (None, None)
-        conditions[name] = {"accuracy": float(values.mean()), "low": low, "high": high}
-    count_of: dict[str, list[int]] = {
-        "signals": [len(text.split()) for p, _ in people for s in p.signals for text in s.texts()],
-        "best_summary": [len(say(w).split()) for w in best],
-        "oracle_summary": [len(p.oracle.split()) for p, _ in people],
-    }
-    length = {k: sum(v) / users for k, v in count_of.items()}  # of texts alone, without the contract's templates
-    return {"part": part, "signals": count, "conditions": conditions, "words": length}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.users < 2:
-        sys.exit("world: an interval needs at least two users")
-    parts = [p for p, seed in SEEDS.items() if seed.startswith("test:")]
-    rows = [measure(part, n, options.users) for part in parts for n in (1, 2, 4, 8)]
-    if options.json:
-        print(json.dumps({"users": options.users, "targets": TARGETS, "rows": rows}, indent=1))
-        return
-    for row in rows:
-        told = [f"{k} {v['accuracy']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in row["conditions"].items()]
-        told += [f"words of {k} {v:.1f}" for k, v in row["words"].items()]
-        print(f"{row['part']}, {row['signals']} signals: " + ", ".join(told))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,74 @@
+"""The processes that train one run (``accelerate launch``): each takes its share of a step, gradients are summed.
+
+One process is the usual case, and costs nothing. What is shared out are a step's people; every process holds whole
+models, so the sum of the gradients is that of one process that has everybody (data parallel, as DDP, but with one
+reduction a step, whatever the number of backward passes and adapters).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from popi_edge.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Team:
+    """``rank`` of ``size`` processes; the first of them is ``main``, which alone writes files."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Joins the others where a launcher started several. Raises ConfigError where accelerate is not installed."""
+        self.rank, self.size = 0, 1
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import PartialState
+            except ImportError:
+                raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
+            state = PartialState(cpu=device == "cpu")
+            self.rank, self.size = state.process_index, state.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of what all of them have. Raises ConfigError where it cannot be shared out evenly."""
+        if len(items) % self.size:
+            raise ConfigError(f"train.batch {len(items)} cannot be shared out evenly among {self.size} processes")
+        return list(items[self.rank :: self.size])
+
+    def sum_gradients(self, parameters: Iterable[Any]) -> None:
+        """Every gradient becomes the sum over the processes, in one message."""
+        if self.size == 1:
+            return
+        some = [p for p in parameters if p.grad is not None]
+        flat = torch.cat([p.grad.flatten() for p in some])
+        torch.distributed.all_reduce(flat)
+        for p, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
+            p.grad.copy_(part.view_as(p))
+
+    def mean(self, line: Mapping[str, float]) -> dict[str, float]:
+        """Of every figure the mean over the processes, which must have the same names in the same order."""
+        if self.size == 1:
+            return dict(line)
+        values = torch.tensor(list(line.values()), dtype=torch.float64)
+        torch.distributed.all_reduce(values)
+        return dict(zip(line, (values / self.size).tolist(), strict=True))
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """What all processes have, one after the other."""
+        if self.size == 1:
+            return list(items)
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, list(items))
+        return [x for part in found for x in part]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
