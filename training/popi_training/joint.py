@@ -29,6 +29,7 @@ from torch import Tensor
 from popi_edge import prompts
 from popi_edge.config import Settings
 from popi_edge.engines.onnx_graph import Shape
+from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
@@ -246,14 +247,10 @@ class Joint(Trainer):
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of θ: DPO under the groups' summaries, some of them left empty; chunk by chunk."""
-        j, asked = self.recipe.joint, list[Asked]()
-        for group in groups:
-            dice = random.Random(f"empty:{self.recipe.seed}:{self.step}:{group.person.id}")
-            mine = group.person.targets[: j.pairs + j.dpo_pairs]
-            if self.schedule() != "sft":  # which rewards nothing: all pairs are there to learn from
-                mine = mine[: j.dpo_pairs] if j.shared_pairs else mine[j.pairs : j.pairs + j.dpo_pairs]
-            asked += [("" if dice.random() < j.empty else z, t) for z in group.texts for t in mine]
-        total, right = 0.0, 0.0
+        asked = [pair for group in groups for pair in self._lessons(group)]
+        j, total, right = self.recipe.joint, 0.0, 0.0
+        if not asked:
+            raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
         for i in range(0, len(asked), TOGETHER):
             some = asked[i : i + TOGETHER]
             reference = self.references([t for _, t in some])
@@ -265,6 +262,24 @@ class Joint(Trainer):
             right += float((found > 0).sum()) / len(asked)
         line = {"dpo_loss": total, "dpo_accuracy": right}
         return line if "infer" in self.moving(self.step) else line | {"loss": total}
+
+    def _lessons(self, group: Group) -> list[Asked]:
+        """What θ learns from a person: each summary, or now and then none, with pairs that are not those that reward
+        it, each summary with others as far as there are enough."""
+        j, mine = self.recipe.joint, group.person.targets
+        dice = random.Random(f"empty:{self.recipe.seed}:{self.step}:{group.person.id}")
+        if self.schedule() == "sft":  # which rewards nothing: all pairs are there to learn from
+            per, mine = j.pairs + j.dpo_pairs, mine
+        elif j.shared_pairs:
+            per, mine = j.pairs, mine[: j.pairs]
+        else:
+            per, mine = j.dpo_pairs, mine[j.pairs :]
+        if not mine:
+            return []
+        pairs = [[mine[(k * per + i) % len(mine)] for i in range(min(per, len(mine)))] for k in range(len(group.texts))]
+        return [
+            ("" if dice.random() < j.empty else z, t) for z, some in zip(group.texts, pairs, strict=True) for t in some
+        ]
 
     def _shuffled(self, groups: Sequence[Group], earned: list[dict[str, Tensor]]) -> list[Tensor]:
         """Everybody's worths, [G] each; for the control in another order within the group."""

@@ -97,10 +97,10 @@ class Schedule:
 class Joint:
     """The joint objective (``popi_training.joint``). ``schedule``: what moves when. ``group``: summaries drawn of a
     user (G); ``pairs``: held-out pairs that reward each (K); ``dpo_pairs``: other pairs that θ learns from under each,
-    or, with ``shared_pairs``, the same. ``kl``: weight of the KL to the start; ``ratio``: PPO's clip. ``empty``: share
-    of summaries that θ learns without. ``budget``: tokens of a summary that cost nothing; ``length``: nats a token
-    more; ``truncation``: nats for one without an end; ``leak``: nats for a summary whose words all stand in verbatim
-    runs.
+    of which no summary gets another's, or, with ``shared_pairs``, the same. ``kl``: weight of the KL to the start;
+    ``ratio``: PPO's clip. ``empty``: share of summaries that θ learns without. ``budget``: tokens of a summary that
+    cost nothing; ``length``: nats a token more; ``truncation``: nats for one without an end; ``leak``: nats for a
+    summary whose words all stand in verbatim runs.
     ``mask``: summaries are drawn under the closed vocabulary. ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is

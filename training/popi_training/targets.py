@@ -17,7 +17,7 @@ def batch(recipe: Recipe, data: warm.Set, step: int) -> list[Person]:
     better than the other whoever asks.
     """
     j = recipe.joint
-    count = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
+    count = j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group)
     return [_person(user, data.train, count, recipe.seed) for user in warm.users_of(recipe, data, step)]
 
 

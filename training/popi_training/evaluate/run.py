@@ -292,7 +292,8 @@ def evaluate(
     if len(results) > 1:
         result["profile"] = results[1]
     listing = [
-        {"row": r.id, "persona": r.user_key, "profile": k, **{n: s[n] for n in ("status", "tokens", "text")},
+        {"row": r.id, "cluster": hashlib.sha256(r.cluster.encode()).hexdigest()[:12], "persona": r.user_key,
+         "profile": k, **{n: s[n] for n in ("status", "tokens", "text")},
          "margins": {c: [round(float(o.own[i]), 4), round(float(o.other[i]), 4)] for c, o in found[k].items()}}
         for k in kinds
         for i, (r, s) in enumerate(zip(rows, summaries[k], strict=True))

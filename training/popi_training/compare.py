@@ -1,0 +1,105 @@
+"""Two evaluations of the same rows beside each other: which pair of models follows a person better, and is it clear?
+
+    python -m popi_training.compare BEFORE.jsonl AFTER.jsonl [--json] [--seed N]
+
+The files are listings of ``popi eval --summaries`` on the same data arguments. Differences are paired by row and their
+intervals clustered by prompt. ``oracle_summary`` of BEFORE under an untouched generator is what a base that is told the
+truth does; ``summary`` of AFTER above it means that training the generator gained more than the truth alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from popi_edge.errors import ConfigError, PopiError
+from popi_training.evaluate.metrics import Outcome, interval
+
+COMPARED = (
+    ("summary", "summary"), ("oracle_summary", "summary"), ("raw", "summary"), ("oracle_summary", "oracle_summary"),
+    ("raw", "raw"), ("shuffled_summary", "shuffled_summary"),
+)  # fmt: skip
+"""(condition of BEFORE, condition of AFTER)."""
+Listing = Mapping[str, Mapping[str, Any]]
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Row id → its line, of the lines without a profile. Raises ConfigError for what is no listing."""
+    found = {}
+    try:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            value = json.loads(line)
+            if not value.get("profile"):
+                found[str(value["row"])] = {**value, "margins": dict(value["margins"])}
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(f"{path}, line {number}: not a line of a listing: {e}") from None
+    if not found:
+        raise ConfigError(f"{path}: there is no row in it")
+    return found
+
+
+def outcome(listing: Listing, rows: Sequence[str], condition: str) -> Outcome | None:
+    """A condition over the rows, None where the listing has it not."""
+    try:
+        both = np.array([listing[r]["margins"][condition] for r in rows], np.float64)
+    except KeyError:
+        return None
+    return Outcome(both[:, 0], both[:, 1], np.zeros(len(rows)))
+
+
+def compare(before: Listing, after: Listing, *, seed: int = 0) -> dict[str, Any]:
+    """``rows`` and ``differences``: AFTER's condition less BEFORE's, in accuracy and contrast, each with an interval
+    and whether that leaves zero out (``clear``). Raises ConfigError unless both have the same rows."""
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())
+        raise ConfigError(f"the two are not of the same rows: {len(odd)} are in one alone, {odd[0]!r} for one")
+    rows = sorted(after)
+    clusters = [str(after[r].get("cluster") or before[r].get("cluster") or r.rpartition(":")[0]) for r in rows]
+    out = []
+    for first, second in COMPARED:
+        a, b = outcome(before, rows, first), outcome(after, rows, second)
+        if a is None or b is None:
+            continue
+        for metric, values in (("accuracy", b.right - a.right), ("contrast", b.beats - a.beats)):
+            low, high = interval(values, clusters, seed=seed) or (float("nan"), float("nan"))
+            was, now = (float((o.right if metric == "accuracy" else o.beats).mean()) for o in (a, b))
+            out.append({
+                "before": first, "after": second, "metric": metric, "was": was, "now": now,
+                "difference": float(values.mean()), "low": low, "high": high, "clear": bool(low > 0 or high < 0),
+            })  # fmt: skip
+    return {"rows": len(rows), "clusters": len(set(clusters)), "differences": out}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    try:
+        found = compare(read(options.before), read(options.after), seed=options.seed)
+    except PopiError as e:
+        sys.exit(f"compare: {e}")
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['rows']} rows, {found['clusters']} prompts; after less before")
+    for d in found["differences"]:
+        star = " *" if d["clear"] else ""
+        print(
+            f"{d['after']:>16} after, {d['before']:>16} before, {d['metric']:8} {d['was']:.3f} -> {d['now']:.3f}  "
+            f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]{star}"
+        )
+
+
+if __name__ == "__main__":
+    main()
