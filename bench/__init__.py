@@ -2,5 +2,6 @@
 
 startup.py         what ``import popi_edge`` costs over bare Python, against the limit of 100 ms
 engine.py          prefill, decode, memory of an engine against bare llama.cpp on the same tokens, in one run
+training.py        one joint training step against TRL doing the same job: time of its parts, peak memory
 first_summary.py   cold process → first summary of 30 signals, against a bare llama.cpp process on the same tokens
 """

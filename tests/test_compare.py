@@ -23,13 +23,15 @@ def listing(path: Path, margins: dict[str, list[list[float]]], rows: int = 4) ->
     return path
 
 
-BEFORE: dict[str, Any] = {"summary": [[1, 2], [1, 0], [-1, 0], [0, 0]], "oracle_summary": [[1, 0], [1, 0], [1, 0], [1, 2]]}
-AFTER: dict[str, Any] = {"summary": [[3, 2], [1, 0], [-1, -2], [1, 0]]}
+Margins = dict[str, list[list[float]]]
+BEFORE: Margins = {"summary": [[1, 2], [1, 0], [-1, 0], [0, 0]], "oracle_summary": [[1, 0], [1, 0], [1, 0], [1, 2]]}
+AFTER: Margins = {"summary": [[3, 2], [1, 0], [-1, -2], [1, 0]]}
 
 
 def test_differences_are_those_counted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before, after = listing(tmp_path / "a", BEFORE), listing(tmp_path / "b", AFTER)
-    found = {(d["before"], d["metric"]): d for d in compare.compare(compare.read(before), compare.read(after))["differences"]}
+    differences = compare.compare(compare.read(before), compare.read(after))["differences"]
+    found = {(d["before"], d["metric"]): d for d in differences}
     assert set(found) == {("summary", "accuracy"), ("summary", "contrast"), ("oracle_summary", "accuracy"),
                           ("oracle_summary", "contrast")}  # fmt: skip
     assert found["summary", "accuracy"]["difference"] == pytest.approx((0 + 0 + 0 + 0.5) / 4)
@@ -37,7 +39,8 @@ def test_differences_are_those_counted_by_hand(tmp_path: Path, monkeypatch: pyte
     assert found["summary", "contrast"]["clear"] and found["oracle_summary", "contrast"]["difference"] == 0.25
     monkeypatch.setattr(sys, "argv", ["compare", str(before), str(after)])
     compare.main()
-    assert "summary after,          summary before, contrast 0.375 -> 1.000  +0.625 [+0.500, +0.750] *" in capsys.readouterr().out
+    line = "summary after,          summary before, contrast 0.375 -> 1.000  +0.625 [+0.500, +0.750] *"
+    assert line in capsys.readouterr().out
 
 
 def test_other_rows_and_other_files_are_refused(tmp_path: Path) -> None:

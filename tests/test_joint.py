@@ -233,21 +233,25 @@ def test_shuffled_rewards_are_the_groups_own_in_another_order(folder: Path) -> N
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "sft"])
 def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, schedule: str) -> None:
-    """Through ``accelerate launch``, gloo on the CPU; the batch is shared out, the gradients are summed."""
+    """gloo on the CPU; the batch is shared out, the gradients are summed. Three people cannot be shared between two."""
     trainer = opened(folder, schedule, ("batch = 3", "batch = 4"))
     train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["-m", "popi_edge", "train", folder / "changed.toml", "--out", tmp_path / "two", "--until", "3"]
-    done = subprocess.run([*map(str, [*launch, *plain, *words])], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*map(str, [*launch, *words])], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
     for a, b in zip(one, two, strict=True):
         assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
     a, b = (train.read_checkpoint(tmp_path / f / train.CHECKPOINT)["adapters"] for f in ("one", "two"))
-    assert max(float(np.abs(a[r][n] - b[r][n]).max()) for r in a for n in a[r]) < 2e-4
+    flat = [np.concatenate([x[r][n].ravel() for r in sorted(x) for n in sorted(x[r])]) for x in (a, b)]
+    assert np.linalg.norm(flat[0] - flat[1]) < 0.02 * np.linalg.norm(flat[0])  # Adam turns a rounding into a step
+    edit(folder / "changed.toml", "batch = 4", "batch = 3")
+    odd = [*map(str, [*launch, *words[:-3], tmp_path / "odd", "--until", "1"])]
+    done = subprocess.run(odd, env=environment, capture_output=True, text=True)
+    assert done.returncode and "train.batch 3 cannot be shared out evenly among 2 processes" in done.stderr
 
 
 def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -> None:

@@ -69,6 +69,9 @@ class Meter:
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="So many rows, drawn by the seed.")
 @click.option("--seed", default=0, show_default=True, help="Draws rows, donors and intervals.")
 @click.option("--engine", type=click.Choice(["onnx", "llama_cpp"]), help="The engine (default: the setting).")
+@click.option("--generator", metavar="URL", help="Have the LLM at this OpenAI-compatible URL choose, in both orders.")
+@click.option("--generator-model", metavar="NAME", help="The model's name there (default: default).")
+@click.option("--generator-key-env", metavar="VAR", help="The environment variable that holds its key.")
 @click.option("--profile", is_flag=True, help="Add a second table, with each row's profile among the signals.")
 @click.option(
     "--out", "--resume", "out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
@@ -90,21 +93,32 @@ def evaluate(
     limit: int | None,
     seed: int,
     engine: str | None,
+    generator: str | None,
+    generator_model: str | None,
+    generator_key_env: str | None,
     profile: bool,
     out: Path | None,
     summaries: Path | None,
 ) -> None:
     """Which of two replies would the person choose? Accuracy and contrast under every kind of context."""
-    from popi_training.evaluate import report, run
+    from popi_training.evaluate import choice, report, run
     from popi_training.evaluate.data import load
     from popi_training.evaluate.journal import Journal, write_whole
 
+    if generator is None and (generator_model or generator_key_env):
+        raise click.UsageError("--generator-model and --generator-key-env need --generator")
+    chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     pair = run.open_pair(bundle, engine, app.settings)
     meter = Meter()
     try:
-        with Journal(out, pair.settings(rows, seed)) as journal:
-            result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+        with Journal(out, pair.settings(rows, seed) | (chooser.settings() if chooser else {})) as journal:
+            if chooser is None:
+                result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+            else:
+                result, listing = choice.evaluate(
+                    rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
+                )
     finally:
         meter.close()
         pair.engine.close()
@@ -113,4 +127,4 @@ def evaluate(
         run.write_listing(summaries, listing)
     if out is not None:
         write_whole(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    app.emit(result, lambda: report.text(result))
+    app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))

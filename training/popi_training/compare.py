@@ -31,9 +31,9 @@ Listing = Mapping[str, Mapping[str, Any]]
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """Row id → its line, of the lines without a profile. Raises ConfigError for what is no listing."""
-    found = {}
+    found, number = {}, 0
     try:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):  # noqa: B007
             value = json.loads(line)
             if not value.get("profile"):
                 found[str(value["row"])] = {**value, "margins": dict(value["margins"])}

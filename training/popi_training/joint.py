@@ -116,7 +116,7 @@ class Joint(Trainer):
             groups = [self._told(person) for person in batch]
         else:
             groups = self.draw(batch)
-            line |= _lengths(groups)
+            line |= _lengths(groups, self.team.size)
         if "infer" in moving:
             line |= self.move_infer(groups)
         if "generate" in moving:
@@ -326,13 +326,13 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
-def _lengths(groups: Sequence[Group]) -> dict[str, Any]:
+def _lengths(groups: Sequence[Group], processes: int) -> dict[str, Any]:
     draws = [d for g in groups for d in g.draws]
     return {
         "length": sum(len(d.ids) for d in draws) / len(draws),
         "truncated": sum(not d.finished for d in draws) / len(draws),
         "distinct": len({z for g in groups for z in g.texts}) / len(draws),
-        "tokens": sum(len(g.prompt) for g in groups),
+        "tokens": processes * sum(len(g.prompt) for g in groups),  # whose mean over the processes is their sum
     }
 
 

@@ -336,6 +336,21 @@ def opposite(person: Person) -> Person:
     return Person(f"{person.id}:opposite", tuple(signals), targets, mirror(person.oracle))
 
 
+def counted(signals: Sequence[Signal]) -> tuple[Want, ...]:
+    """What somebody would say who only counts: the poles that were liked more often than not, at most three, the most
+    often liked first. That is not the best that can be said, but everything in it is there to be read."""
+    counts: Counter[int] = Counter()
+    for s in signals:
+        for name in ("chosen", "rejected", "response", "text"):
+            sign = -1 if name == "rejected" or (isinstance(s, Rating) and s.score < 0.5) else 1
+            found = [(MARKERS | SAID)[w] for w in words(getattr(s, name, "")) if w in MARKERS or w in SAID]
+            counts.update({a: 0 for a, _ in found})
+            for a, side in found:
+                counts[a] += sign * side
+    liked = sorted((a for a, n in counts.items() if n), key=lambda a: (-abs(counts[a]), a))[:MOST]
+    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][counts[a] < 0]) for a in liked)
+
+
 @functools.cache
 def _types(part: str) -> tuple[list[Type], list[float]]:
     return [tuple(t) for t in bayes().types.tolist()], bayes().prior(part).cumsum().tolist()

@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from popi_training.evaluate.conditions import (
 )
 from popi_training.evaluate.data import Dataset, Row
 from popi_training.evaluate.journal import Journal, write_whole
-from popi_training.evaluate.metrics import Outcome, comparisons, longer, table, wins
+from popi_training.evaluate.metrics import Outcome, Values, comparisons, longer, table, wins
 
 Advance = Callable[[str, int, int], None]
 """Told of progress: the stage, the work of the unit just done, the stage's whole work (both in tokens)."""
@@ -208,6 +208,17 @@ class Scores:
         """Tokens that the context adds to the bare prompt, template included."""
         return (len(self.job(i, context).prompt) - len(self.job(i, BARE).prompt)) // 4
 
+    def outcome(self, both: Sequence[tuple[Context, Context]]) -> Outcome:
+        """One condition over all rows, from (own, the opposite's) context of each; computed before."""
+        own = [self.margin(i, c) for i, (c, _) in enumerate(both)]
+        other = [self.margin(i, c) for i, (_, c) in enumerate(both)]
+        tokens = np.array([self.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
+        return Outcome(np.array(own), np.array(other), tokens)
+
+    def baselines(self) -> dict[str, Values]:
+        """Wins [rows] of what knows nobody, by name, where it comes from scores."""
+        return {"likelihood": wins([self.raw_margin(i, BARE) for i in range(len(self.rows))])}
+
 
 # stage 3 --------------------------------------------------------------------------------------------------
 def outcomes(
@@ -218,10 +229,7 @@ def outcomes(
     out = {}
     for condition in _run(CONDITIONS, untrained):
         both = [contexts(condition, i, rows, donors, summaries, profile, untrained) for i in range(len(rows))]
-        own = [scores.margin(i, c) for i, (c, _) in enumerate(both)]
-        other = [scores.margin(i, c) for i, (_, c) in enumerate(both)]
-        tokens = np.array([scores.added(i, c) for i, (c, _) in enumerate(both)], np.float64)
-        out[condition] = Outcome(np.array(own), np.array(other), tokens)
+        out[condition] = scores.outcome(both)
     return out
 
 
@@ -230,10 +238,10 @@ def _run(conditions: Sequence[str], untrained: Sequence[str]) -> list[str]:
 
 
 def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequence[dict[str, Any]], seed: int,
-             bare: Sequence[float], profile: bool, personas: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+             known: Mapping[str, Values], profile: bool, personas: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """The tables in the contract's shape: all rows, the shorter-is-right rows and each persona apart."""
     lengths = [(len(r.chosen), len(r.rejected)) for r in rows]
-    baselines = {"longer": longer(lengths), "likelihood": wins(bare)}
+    baselines = {"longer": longer(lengths), **known}
     clusters = [r.cluster for r in rows]
     shorter = [i for i, (chosen, rejected) in enumerate(lengths) if chosen < rejected]
     by_persona = {
@@ -254,12 +262,14 @@ def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequen
 
 
 def evaluate(
-    data: Dataset, pair: Pair, journal: Journal, *, seed: int = 0, profile: bool = False, advance: Advance
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    data: Dataset, pair: Pair, journal: Journal, *, seed: int = 0, profile: bool = False, advance: Advance,
+    scores: Scores | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """Evaluate a pair on rows; the result in the contract's shape, and one line a row with its summary.
 
     ``profile`` adds a second result, in which each row's description is one more signal. Every finished unit
-    is in the journal before the next is begun. Raises ConfigError (too few rows), EngineError.
+    is in the journal before the next is begun. ``scores``: who judges the replies, where it is not the pair's own
+    generator (see ``choice``). Raises ConfigError (too few rows), EngineError.
     Does not tell a summary that describes the person from a private code that only this pair reads.
     """
     rows = data.rows
@@ -271,7 +281,7 @@ def evaluate(
         for kind in kinds:
             made = summarize_all(rows, pair, journal, profile=kind, advance=advance, untrained=True)
             plain[kind] = [s["text"] for s in made]
-    scores = Scores(rows, pair, journal)
+    scores = scores or Scores(rows, pair, journal)
     texts = {kind: [s["text"] for s in made] for kind, made in summaries.items()}
     for kind in kinds:
         for condition in _run(CONDITIONS if not kind else FROM_SIGNALS, plain[kind]):
@@ -279,9 +289,9 @@ def evaluate(
                 for context in contexts(condition, i, rows, donors, texts[kind], kind, plain[kind]):
                     scores.job(i, context)
     scores.compute(advance)
-    bare = [scores.raw_margin(i, BARE) for i in range(len(rows))]
+    known = scores.baselines()
     found = {k: outcomes(rows, donors, texts[k], scores, k, plain[k]) for k in kinds}
-    results = [describe(rows, found[k], summaries[k], seed, bare, k, data.personas) for k in kinds]
+    results = [describe(rows, found[k], summaries[k], seed, known, k, data.personas) for k in kinds]
     result = results[0] | {
         "dropped": dict(data.dropped),
         "engine": pair.engine.name,

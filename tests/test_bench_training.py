@@ -1,0 +1,145 @@
+"""The bench of a training step: lengths are what was asked for, and both sides are held to them."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import training as bench
+from popi_edge.errors import ConfigError, EngineError
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.tokenizer import Tokenizer
+
+N, S, G, R = 96, 6, 4, 8
+needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason=bench.TRL)
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+
+
+@pytest.fixture(scope="module")
+def job(tiny: tuple[Path, Any]) -> bench.Job:
+    return bench.Job(str(tiny[0]), signals=N, summary=S, group=G, question=7, reply=R, rows=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def ours(job: bench.Job) -> dict[str, Any]:
+    return bench.ours(job)
+
+
+def test_ids_written_as_text_are_read_back_and_the_text_around_them_is_text(tiny: tuple[Path, Any]) -> None:
+    plain, pinned = Tokenizer(Gguf(tiny[0])), bench.Verbatim(Gguf(tiny[0]))
+    ids = [0, 2, *range(len(plain)), 49_151]
+    around = "Prefers short replies. "
+    assert pinned.encode(around + bench.verbatim(ids) + around) == [*plain.encode(around), *ids, *plain.encode(around)]
+    assert pinned.encode(around) == plain.encode(around) and pinned.encode(pinned.decode(ids)) == ids
+
+
+def test_our_side_has_the_lengths_asked_for_and_moves_both_roles(job: bench.Job, ours: dict[str, Any]) -> None:
+    context = ours["had"]["reward"][0][0]
+    pair = [context, R, R]
+    assert ours["had"] == {"prompt": [N] * G, "summary": [S] * G, "reward": [pair] * G, "theta": [pair] * G}
+    assert min(ours["moved"].values()) > 0
+    through = ours["tokens_through"]
+    assert through["rollout"] == N + G * (S - 1)  # the last token of a summary is drawn, not read
+    assert N < through["phi"] <= 2 * (N + G * (S - 1))
+    parts = [ours[f"{part}_s"] for part in bench.PARTS]
+    assert min(parts) > 0 and sum(parts) < ours["step_s"]
+    assert bench.same_work([ours], [as_peer(ours)], job) == {"prompt": N, "summary": S, "context": context, "reply": R}
+
+
+def as_peer(row: dict[str, Any]) -> dict[str, Any]:
+    """What a peer would report that did the same without sharing the prompt."""
+    return copy.deepcopy(row) | {"tokens_through": {"rollout": G * (N + S - 1)}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row["had"]["summary"].__setitem__(1, S - 1), r"peer did other work: summary \[6, 5, 6, 6\]"),
+        (lambda row: row["had"]["theta"].pop(), "peer did other work: theta"),
+        (lambda row: row["tokens_through"].update(rollout=G * (N + S)), "peer: 408 tokens in the rollout, not 404"),
+        (lambda row: row["moved"].update(theta=0.0), "peer: a role did not move"),
+    ],
+)
+def test_sides_that_did_other_work_are_refused(job: bench.Job, ours: dict[str, Any], change: Any, said: str) -> None:
+    other = as_peer(ours)
+    change(other)
+    with pytest.raises(EngineError, match=said):
+        bench.same_work([ours], [as_peer(ours), other], job)
+
+
+def test_packed_and_plain_are_one_computation_of_fewer_tokens(job: bench.Job) -> None:
+    packed, plain = bench.packed(job), bench.plain(job)
+    assert bench.agree(packed, plain) < 1e-5 and packed["gradient"] > 0 and len(packed["logprobs"]) == G
+    assert plain["tokens_through"] == {"packing": G * (N + S)}
+    assert packed["tokens_through"]["packing"] <= N + G * (S - 1)
+    plain["logprobs"][2] *= 1.01
+    with pytest.raises(EngineError, match="packed and plain differ by 9"):
+        bench.agree(packed, plain)
+
+
+def test_a_part_of_the_clock_leaves_out_what_is_inside_it() -> None:
+    clock, began = bench.Clock(), time.perf_counter()
+    with clock.part("phi"):
+        time.sleep(0.02)
+        with clock.part("reward"):
+            inside = time.perf_counter()
+            time.sleep(0.05)
+            inside = time.perf_counter() - inside
+    whole = time.perf_counter() - began
+    assert clock.seconds["reward"] >= inside and 0.02 <= clock.seconds["phi"] <= whole - inside and clock.now == ""
+
+
+def test_the_peak_is_that_of_the_step_alone() -> None:
+    torch.ones(40_000_000).sum()  # 160 MB, gone before
+    before = bench.memory(reset=True)
+    kept = torch.ones(20_000_000)
+    found = bench.memory(before)
+    assert kept.sum() > 0 and 70 < found["peak_mb"] - found["loaded_mb"] < 110
+
+
+def test_wrong_numbers_are_one_line(
+    tiny: tuple[Path, Any], job: bench.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (("--group 8 --rows 3", "--rows 3 must divide --group 8"), ("--summary 1", "at least 2")):
+        with pytest.raises(SystemExit) as left:
+            bench.arguments(words.split())
+        assert left.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(ConfigError, match="1088 tokens do not fit the model's context of 1024"):
+        bench.job_of(bench.arguments([]), tiny[0])
+    monkeypatch.setitem(sys.modules, "trl", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"pip install trl==1\.16\.0 'datasets<5' -c constraints\.txt"):
+        bench.step(job, 1)
+
+
+@needs_trl
+def test_trl_does_the_same_step(job: bench.Job) -> None:
+    found = bench.step(job, 1)
+    context = found["lengths"]["context"]
+    assert found["lengths"] == {"prompt": N, "summary": S, "context": context, "reply": R}
+    bare = bench.Pinned(job)
+    asked = [sum(map(len, bench.asked_ids(bare.tokenizer, "", t))) for t in bare.person.targets]
+    each = 2 * (context + R)
+    assert found["peer"]["tokens_through"] == {
+        "rollout": G * (N + S - 1),
+        "reward": G * each + 2 * (asked[0] - 2 * R) + 2 * R,  # the reference once, on the bare prompt
+        "phi": 2 * G * (N + S),  # the start, and the update
+        "theta": 2 * G * each,  # the reference, and the update
+    }
+    assert "TRL" in found["peer"]["name"] and set(found["ratio"]) == {
+        "step_s", "peak_mb", *(f"{part}_s" for part in bench.PARTS)
+    }  # fmt: skip
