@@ -2,9 +2,10 @@
 
     python -m popi_training.compare BEFORE.jsonl AFTER.jsonl [--json] [--seed N]
 
-The files are listings of ``popi eval --summaries`` on the same data arguments. Differences are paired by row and their
-intervals clustered by prompt. ``oracle_summary`` of BEFORE under an untouched generator is what a base that is told the
-truth does; ``summary`` of AFTER above it means that training the generator gained more than the truth alone.
+The files are listings of ``popi eval --summaries`` on the same data arguments (BEFORE's limit may be larger).
+Differences are paired by row and their intervals clustered by prompt. ``oracle_summary`` of BEFORE under an untouched
+generator is what a base that is told the truth does; ``summary`` of AFTER above it means that training the generator
+gained more than the truth alone.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def outcome(listing: Listing, rows: Sequence[str], condition: str) -> Outcome | 
 
 def compare(before: Listing, after: Listing, *, seed: int = 0) -> dict[str, Any]:
     """``rows`` and ``differences``: AFTER's condition less BEFORE's, in accuracy and contrast, each with an interval
-    and whether that leaves zero out (``clear``). Raises ConfigError unless both have the same rows."""
-    if before.keys() != after.keys():
-        odd = sorted(before.keys() ^ after.keys())
-        raise ConfigError(f"the two are not of the same rows: {len(odd)} are in one alone, {odd[0]!r} for one")
+    and whether that leaves zero out (``clear``). BEFORE may have more rows (a larger limit under the same seed), AFTER
+    may not: ConfigError."""
+    if odd := sorted(after.keys() - before.keys()):
+        raise ConfigError(f"the two are not of the same rows: {len(odd)} are in the second alone, {odd[0]!r} for one")
     rows = sorted(after)
     clusters = [str(after[r].get("cluster") or before[r].get("cluster") or r.rpartition(":")[0]) for r in rows]
     out = []

@@ -1,0 +1,191 @@
+"""A run of popi-micro in the world: every condition beside the Bayes predictor, on people that nothing was trained on.
+
+    python -m popi_training.world_eval RUN [--users N] [--json]
+
+Conditions, each with accuracy (m > 0, ties ½) and contrast (m under the own summary against m under that of the
+opposite person, on the same pair), intervals clustered by person:
+
+    none               the trained generator without a summary
+    warm_summary       the warm start's summary under the generator of the warm start
+    warm_in_joint      the same summary under the trained generator
+    summary            the trained pair
+    shuffled_summary   another person's summary
+    constant_summary   of the summaries that were written, the one that is best for everybody
+    counted_summary    what somebody would say who only counts
+    best_summary       the summary that is best given what the signals can say (world.Bayes.best_summary)
+    oracle_summary     the truth
+    bayes              no summary: the exact predictor from the same signals
+
+``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from popi_edge import config
+from popi_edge.errors import ConfigError, PopiError
+from popi_training import recipe as recipes
+from popi_training import train, world
+from popi_training.evaluate.metrics import Outcome, gap_closed, interval, mean
+from popi_training.joint import Joint
+from popi_training.people import Person
+from popi_training.rollout import rollout
+
+PARTS = ("users", "combinations", "phrasings")
+TOGETHER = 16
+"""People whose summaries are drawn at once."""
+
+
+def open_trained(run: Path) -> Joint:
+    """The trainer of a run of the world with what it learnt. Raises ConfigError, ModelError."""
+    recipe = recipes.read(run / train.RECIPE)
+    if not recipe.data.world:
+        raise ConfigError(f"{run} is no run of the controlled world; its recipe has not data.world")
+    trainer = train.open_run(recipe, run / train.RECIPE, config.load())
+    trainer.restore(run)
+    assert isinstance(trainer, Joint)
+    return trainer
+
+
+@torch.no_grad()
+def written(trainer: Joint, people: Sequence[Person], role: str) -> list[str]:
+    """The likeliest summary of everybody, by ``infer`` or by ``start``."""
+    said: list[str] = []
+    for i in range(0, len(people), TOGETHER):
+        asked = [trainer.reader.prompt(p.signals) for p in people[i : i + TOGETHER]]
+        with trainer.roles.playing(role) as model:
+            drawn = rollout(model, trainer.reader, asked, group=1, temperature=0.0, mask=trainer.recipe.joint.mask)
+        said += [trainer.said(d) for (d,) in drawn]
+    return said
+
+
+@torch.no_grad()
+def margins(trainer: Joint, people: Sequence[Person], texts: Sequence[str], role: str = "generate") -> np.ndarray:
+    """m of everybody's targets under a summary each, [people × targets], by ``generate`` or ``reference``."""
+    asked = [(z, t) for p, z in zip(people, texts, strict=True) for t in p.targets]
+    found = trainer.ratios(role, asked) - trainer.references([t for _, t in asked])
+    return np.asarray(found.tolist(), np.float64)
+
+
+def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: int | None = None) -> dict[str, Any]:
+    """The table of a part's first users; ``signals``: so many each (default: as drawn)."""
+    drawn = [world.draw(str(i), part, signals) for i in range(users)]
+    own, truth = [p for p, _ in drawn], [theta for _, theta in drawn]
+    both = [*own, *(world.opposite(p) for p in own)]
+    law = world.bayes()
+    posterior = [law.posterior(p.signals, part) for p in own]
+    best = [w for k in range(0, users, 500) for w in law.best_summaries(np.array(posterior[k : k + 500]))]
+    summary, warm = written(trainer, both, "infer"), written(trainer, both, "start")
+    said: dict[str, list[str]] = {
+        "none": [""] * 2 * users,
+        "warm_in_joint": warm,
+        "summary": summary,
+        "shuffled_summary": [*summary[1:], summary[0]],
+        "counted_summary": [world.say(world.counted(p.signals)) for p in both],
+        "best_summary": [world.say(w) for w in best] + [world.mirror(world.say(w)) for w in best],
+        "oracle_summary": [p.oracle for p in both],
+    }
+    said["constant_summary"] = [_constant(trainer, own, summary[:users])] * 2 * users
+    found = {name: _outcome(trainer, own, texts) for name, texts in said.items()}
+    found["warm_summary"] = _outcome(trainer, own, warm, "reference")
+    certain = np.array([law.predict(q, t) - 0.5 for p, q in zip(own, posterior, strict=True) for t in p.targets])
+    found["bayes"] = Outcome(certain.round(9), -certain.round(9), np.zeros(len(certain)))
+    clusters = [p.id for p in own for _ in p.targets]
+    length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0}
+    length["warm_summary"] = length["warm_in_joint"]
+    conditions = {name: _entry(o, clusters, seed) | {"tokens": length[name]} for name, o in found.items()}
+    none = {"accuracy": conditions["none"]["accuracy"], "contrast": 0.5}
+    return {
+        "part": part,
+        "signals": signals,
+        "conditions": conditions,
+        "gap_closed": {
+            name: {k: gap_closed(c[k], none[k], conditions["bayes"][k]) for k in none}
+            for name, c in conditions.items()
+            if name != "none"
+        },
+        "users": users,
+        "pairs": len(clusters),
+        "distinct_summaries": len(set(summary[:users])),
+        "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
+        "rows": {name: [round(float(v), 4) for v in found[name].right] for name in ("summary", "warm_summary", "bayes")},
+    }
+
+
+def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: str = "generate") -> Outcome:
+    users = len(own)
+    ours, theirs = (margins(trainer, own, texts[k : k + users], role) for k in (0, users))
+    return Outcome(ours, theirs, np.zeros(len(ours)))
+
+
+def _constant(trainer: Joint, people: Sequence[Person], texts: Sequence[str]) -> str:
+    """Of the ten summaries written most often the one under which most targets of these people are told right: chosen
+    on those that judge it, so at least as good as it would be elsewhere."""
+    often = [text for text, _ in Counter(texts).most_common(10)]
+    return max(often, key=lambda z: float((margins(trainer, people[:100], [z] * len(people[:100])) > 0).mean()))
+
+
+def _tokens(trainer: Joint, texts: Sequence[str]) -> float:
+    return sum(len(trainer.reader.tokenizer.encode(t)) for t in texts) / len(texts)
+
+
+def _entry(outcome: Outcome, clusters: Sequence[str], seed: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, values, low, high in (
+        ("accuracy", outcome.right, "low", "high"),
+        ("contrast", outcome.beats, "contrast_low", "contrast_high"),
+    ):
+        bounds = interval(values, clusters, seed=seed) or (None, None)
+        out |= {name: mean(values), low: bounds[0], high: bounds[1]}
+    return out
+
+
+def _f1(texts: Sequence[str], truth: Sequence[world.Type]) -> float:
+    """Of the poles named against those wanted, over all people together."""
+    right = named = wanted = 0
+    for text, theta in zip(texts, truth, strict=True):
+        a, b = set(world.read(text)), set(world.wants_of(theta))
+        right, named, wanted = right + len(a & b), named + len(a), wanted + len(b)
+    return 2 * right / (named + wanted) if named + wanted else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--users", type=int, default=400)
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "dev"], default=PARTS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.users < 2:
+        sys.exit("world_eval: an interval needs at least two users")
+    try:
+        trainer = open_trained(options.run)
+        tables = [evaluate(trainer, part, options.users) for part in options.parts]
+    except PopiError as e:
+        sys.exit(f"world_eval: {e}")
+    if options.json:
+        print(json.dumps({"run": trainer.recipe.name, "step": trainer.step, "parts": tables}, indent=1))
+        return
+    for table in tables:
+        print(f"{table['part']}: {table['users']} people, {table['distinct_summaries']} different summaries")
+        for name, c in table["conditions"].items():
+            gap = table["gap_closed"].get(name, {}).get("accuracy")
+            closed = "" if gap is None else f"  gap {gap:.2f}"
+            print(
+                f"  {name:17} {c['accuracy']:.3f} [{c['low']:.3f}, {c['high']:.3f}]  contrast {c['contrast']:.3f}  "
+                f"{c['tokens']:.1f} tokens{closed}"
+            )
+
+
+if __name__ == "__main__":
+    main()
