@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,12 +53,13 @@ class Meter:
 
 
 @click.command("eval")
+@click.argument("trained", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
 @click.option("--bundle", metavar="B", help="A bundle's name, folder or GGUF file (default: the default bundle).")
 @click.option(
-    "--data", required=True, metavar="FILE", type=click.Path(exists=True, path_type=Path),
+    "--data", metavar="FILE", type=click.Path(exists=True, path_type=Path),
     help="Pairs to choose between, with each user's signals; for format corpus the corpus' folder.",
 )  # fmt: skip
-@click.option("--format", "format_", required=True, type=click.Choice(FORMATS), help="What the file is.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), help="What the file is.")
 @click.option(
     "--half", default="all", show_default=True, type=click.Choice(HALVES),
     help="Which prompts: dev may be looked at while developing, final is for the end.",
@@ -85,9 +87,10 @@ class Meter:
 def evaluate(
     app: App,
     *,
+    trained: Path | None,
     bundle: str | None,
-    data: Path,
-    format_: str,
+    data: Path | None,
+    format_: str | None,
     half: str,
     part: str,
     limit: int | None,
@@ -100,7 +103,64 @@ def evaluate(
     out: Path | None,
     summaries: Path | None,
 ) -> None:
-    """Which of two replies would the person choose? Accuracy and contrast under every kind of context."""
+    """Which of two replies would the person choose? Accuracy and contrast under every kind of context.
+
+    RUN: a run's folder, evaluated as the bundle that it would be exported to; one of the controlled world brings its
+    own people and needs no --data.
+    """
+    if trained is not None and bundle is not None:
+        raise click.UsageError("give a run or --bundle, not both")
+    if trained is not None and _of_world(trained):
+        if data is not None or generator is not None:
+            raise click.UsageError("a run of the controlled world is evaluated in its own world, without --data")
+        _evaluate_world(app, trained, limit, seed)
+        return
+    if data is None or format_ is None:
+        raise click.UsageError("--data and --format say what to evaluate on")
+    if trained is not None:
+        with tempfile.TemporaryDirectory(prefix="popi-eval-") as folder:
+            bundle = str(_exported(app, trained, Path(folder) / "bundle"))
+            _evaluate(app, bundle, data, format_, half, part, limit, seed, engine, generator, generator_model,
+                      generator_key_env, profile, out, summaries)  # fmt: skip
+        return
+    _evaluate(app, bundle, data, format_, half, part, limit, seed, engine, generator, generator_model,
+              generator_key_env, profile, out, summaries)  # fmt: skip
+
+
+def _of_world(run: Path) -> bool:
+    from popi_training import recipe as recipes
+
+    return recipes.read(run / "recipe.toml").data.world
+
+
+def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
+    """Every test part of the world; the object is that of the first, with all of them under ``parts``."""
+    from popi_training.cli_train import trainer_module
+
+    trainer_module()
+    from popi_training import world_eval
+
+    trainer = world_eval.open_trained(run)
+    tables = [world_eval.evaluate(trainer, part, users or 400, seed=seed) for part in world_eval.PARTS]
+    app.emit(tables[0] | {"step": trainer.step, "parts": tables}, lambda: "\n".join(map(world_eval.text, tables)))
+
+
+def _exported(app: App, run: Path, out: Path) -> Path:
+    from popi_training.cli_train import trainer_module
+
+    trainer_module()
+    from popi_export import bundle
+
+    read = bundle.read(run, app.settings)
+    bundle.export(read, out, app.settings, name=read.recipe.name, version=f"0.0.{read.step}")
+    return out
+
+
+def _evaluate(
+    app: App, bundle: str | None, data: Path, format_: str, half: str, part: str, limit: int | None, seed: int,
+    engine: str | None, generator: str | None, generator_model: str | None, generator_key_env: str | None,
+    profile: bool, out: Path | None, summaries: Path | None,
+) -> None:  # fmt: skip
     from popi_training.evaluate import choice, report, run
     from popi_training.evaluate.data import load
     from popi_training.evaluate.journal import Journal, write_whole

@@ -154,15 +154,23 @@ def read(path: Path) -> Recipe:
     """Read a recipe. Raises ConfigError: no such file, not TOML, an unknown key, an impossible number."""
     try:
         text = path.read_text("utf-8")
-        table = tomllib.loads(text)
     except OSError as e:
         raise ConfigError(f"cannot read the recipe {path}: {e.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not TOML: {e}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Recipe:
+    """A recipe from its text; ``where`` names it in errors. Raises ConfigError as ``read`` does."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{where}: not TOML: {e}") from None
     if "text" in table:
-        raise ConfigError(f"{path}: there is no key text")
-    recipe: Recipe = _made(Recipe, table, str(path), "")
-    _check(recipe, str(path))
+        raise ConfigError(f"{where}: there is no key text")
+    recipe: Recipe = _made(Recipe, table, where, "")
+    _check(recipe, where)
     return dataclasses.replace(recipe, text=text)
 
 

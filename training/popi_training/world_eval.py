@@ -118,7 +118,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
         "pairs": len(clusters),
         "distinct_summaries": len(set(summary[:users])),
         "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
-        "rows": {name: [round(float(v), 4) for v in found[name].right] for name in ("summary", "warm_summary", "bayes")},
+        "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
     }
 
 
@@ -175,16 +175,21 @@ def main() -> None:
         sys.exit(f"world_eval: {e}")
     if options.json:
         print(json.dumps({"run": trainer.recipe.name, "step": trainer.step, "parts": tables}, indent=1))
-        return
-    for table in tables:
-        print(f"{table['part']}: {table['users']} people, {table['distinct_summaries']} different summaries")
-        for name, c in table["conditions"].items():
-            gap = table["gap_closed"].get(name, {}).get("accuracy")
-            closed = "" if gap is None else f"  gap {gap:.2f}"
-            print(
-                f"  {name:17} {c['accuracy']:.3f} [{c['low']:.3f}, {c['high']:.3f}]  contrast {c['contrast']:.3f}  "
-                f"{c['tokens']:.1f} tokens{closed}"
-            )
+    else:
+        print("\n".join(map(text, tables)))
+
+
+def text(table: dict[str, Any]) -> str:
+    """A table for reading."""
+    lines = [f"{table['part']}: {table['users']} people, {table['distinct_summaries']} different summaries"]
+    for name, c in table["conditions"].items():
+        gap = table["gap_closed"].get(name, {}).get("accuracy")
+        closed = "" if gap is None else f"  gap {gap:.2f}"
+        lines.append(
+            f"  {name:17} {c['accuracy']:.3f} [{c['low']:.3f}, {c['high']:.3f}]  contrast {c['contrast']:.3f}  "
+            f"{c['tokens']:.1f} tokens{closed}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""popi-micro's runs: a warm start first, its end is what the rest is compared with; arms share it; tables add up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from popi_edge import config
+from popi_edge.errors import ConfigError
+from popi_training import arms, popi_micro, train, world, world_eval
+from popi_training import recipe as recipes
+from popi_training.joint import Joint
+from tests import tiny_training as small
+from tests.test_train import edited, figures
+
+SMALL = (
+    ("hidden = 128", "hidden = 32"), ("layers = 4", "layers = 1"), ("ffn = 384", "ffn = 64"),
+    ("warmup = 20", "warmup = 2"), ("warm = 900", "warm = 3"), ("steps = 1100", "steps = 5"),
+    ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 2", "pairs = 1"),
+    ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
+    ("checkpoint_every = 50", "checkpoint_every = 1"),
+)  # fmt: skip
+RECIPE = Path(__file__).parent.parent / "training" / "recipes" / "popi-micro.toml"
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The committed recipe, smaller."""
+    path = tmp_path / "micro.toml"
+    path.write_text(RECIPE.read_text())
+    for old, new in SMALL:
+        edited(path, old, new)
+    return path
+
+
+def go_on(path: Path, out: Path, until: int) -> Joint:
+    trainer = train.open_run(recipes.read(path), path, config.load())
+    assert isinstance(trainer, Joint)
+    train.run(trainer, out, until=until, minutes=None, tell=lambda *_: None)
+    return trainer
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(a[n], b[n]) for n in a | b)
+
+
+def test_the_warm_start_is_what_the_rest_is_compared_with_and_a_run_goes_on_over_its_end(
+    recipe: Path, tmp_path: Path
+) -> None:
+    whole = go_on(recipe, tmp_path / "whole", 5).roles.state()
+    for until in (2, 4, 5):
+        cut = go_on(recipe, tmp_path / "cut", until).roles.state()
+        if until == 4:
+            warm = go_on(recipe, tmp_path / "warm", 3).roles.state()
+            assert same(cut["start"], warm["infer"]) and same(cut["reference"], warm["generate"])
+            assert not same(cut["start"], cut["infer"]) and not same(cut["reference"], cut["generate"])
+    assert all(same(cut[role], whole[role]) for role in whole)
+    assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
+    lines = figures(tmp_path / "whole")
+    assert ["reward" in m for m in lines] == [False, False, False, True, True]
+    assert lines[3]["kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is_counted(recipe: Path) -> None:
+    read = recipes.read(recipe)
+    first, later = popi_micro.people(read, 0), [p for s in range(3, 40) for p in popi_micro.people(read, s)]
+    assert {p.id for p in first}.isdisjoint(p.id for p in later) and max(len(p.signals) for p in later) == 8
+    assert all(p.oracle == world.say(world.counted(p.signals)) for p in first)
+    assert any(p.oracle != world.say(world.counted(p.signals)) for p in later)
+
+
+def test_who_only_counts_counts() -> None:
+    size, tone = ([p["markers"][0] for p in world.WORLD["attributes"][a]] for a in ("size", "tone"))
+    common: dict[str, Any] = {"at": "1970-01-01T00:00:00Z", "source": "world"}
+    chosen = [f"{size[0]} {tone[0]}", f"{size[0]} {tone[1]}"]
+    told = [
+        world.Comparison("x", chosen[0], chosen[1], id="1", **common),
+        world.Comparison("x", f"{size[1]} {tone[0]}", f"{size[0]} {tone[1]}", id="2", **common),
+        world.Rating("x", f"{size[1]} {tone[0]}", 0.9, id="3", **common),
+        world.Rating("x", f"{size[0]} {tone[0]}", 0.2, id="4", **common),
+    ]
+    # tone: first pole +1 +1, +1 +1, +1, -1 = 4; size: 0, second pole 2, 1, 1 = 4 for the second pole
+    assert [(w.dimension, w.pole) for w in world.counted(told)] == [
+        ("size", world.POLES["size"][1]), ("tone", world.POLES["tone"][0])
+    ]  # fmt: skip
+    assert world.counted(told[:1]) == (world.Want("tone", world.POLES["tone"][0]),)
+
+
+def test_the_table_of_a_run_is_what_each_person_gives_alone(recipe: Path, tmp_path: Path) -> None:
+    trainer = go_on(recipe, tmp_path / "run", 5)
+    table = world_eval.evaluate(trainer, "users", 4)
+    people = [world.draw(str(i), "users")[0] for i in range(4)]
+    right = []
+    for p in people:
+        (z,) = world_eval.written(trainer, [p], "infer")
+        for t in p.targets:
+            m = float(trainer.ratios("generate", [(z, t)]).detach() - trainer.ratios("reference", [("", t)]).detach())
+            right.append(0.5 if m == 0 else float(m > 0))
+    assert table["rows"]["summary"] == right and table["conditions"]["summary"]["accuracy"] == np.mean(right)
+    assert table["conditions"]["oracle_summary"]["tokens"] > 3 and table["pairs"] == 32
+    law, exact = world.bayes(), []
+    for p in people:
+        q = law.posterior(p.signals)
+        exact += [(law.predict(q, t) > 0.5) + 0.5 * (abs(law.predict(q, t) - 0.5) < 1e-9) for t in p.targets]
+    assert table["conditions"]["bayes"]["accuracy"] == pytest.approx(np.mean(exact))
+
+
+def test_the_command_evaluates_a_run_in_its_world(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go_on(recipe, tmp_path / "run", 4)
+    code, out, _ = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--limit", 2, "--json")
+    found = json.loads(out)
+    assert code == 0 and [p["part"] for p in found["parts"]] == ["users", "combinations", "phrasings"]
+    assert {"none", "summary", "oracle_summary", "bayes"} <= set(found["conditions"]) and found["step"] == 4
+    code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--data", recipe, "--format", "corpus")
+    assert code == 2 and "its own world" in err
+    code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "nowhere")
+    assert code == 1 and err.startswith("popi: cannot read")
+
+
+def test_arms_share_their_warm_start_and_are_compared(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["arms", str(recipe), "--out", str(tmp_path / "arms"), "--seeds", "1", "2", "--users", "3", "--json"]
+    monkeypatch.setattr(sys, "argv", [*words, "--arms", "frozen", "sequential", "shuffled_rewards"])
+    arms.main()
+    found = json.loads(capsys.readouterr().out)
+    for seed in (1, 2):
+        folder = tmp_path / "arms" / f"seed-{seed}"
+        begun = [train.read_checkpoint(folder / a / train.CHECKPOINT)["adapters"] for a in ("frozen", "sequential")]
+        assert same(begun[0]["start"], begun[1]["start"]) and same(begun[0]["generate"], begun[1]["reference"])
+        assert not same(begun[1]["generate"], begun[1]["reference"])
+        steps = [train.read_metrics(folder / a / train.METRICS)[-1]["step"] for a in ("frozen", "sequential")]
+        assert steps == [5, 7]
+    assert {e["condition"] for e in found["table"]} >= {"bayes", "frozen", "sequential", "warm_summary", "none"}
+    assert len(found["verdicts"]) == 9 and all(v["holm"] >= v["p"] for v in found["verdicts"])
+    monkeypatch.setattr(arms.train, "run", lambda *_: pytest.fail("it was there already"))
+    monkeypatch.setattr(arms, "warm_start", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", [*words, "--arms", "frozen", "sequential", "shuffled_rewards"])
+    arms.main()
+    assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize(("values", "p"), [([1, 2, 3, 4, 5], 0.01324), ([0.1, -0.1], 1.0), ([1.0, 1.1], 0.0303)])
+def test_the_t_test_gives_what_tables_give(values: list[float], p: float) -> None:
+    """t = 4.243 with 4 degrees of freedom; 0; and 21 with one, whose p is 1 − 2/π arctan 21."""
+    assert arms.t_test(np.array(values)) == pytest.approx(p, abs=2e-4)
+
+
+def test_a_recipe_without_a_world_or_a_warm_start_has_no_arms(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(recipe, "warm = 3", "warm = 0")
+    monkeypatch.setattr(sys, "argv", ["arms", str(recipe), "--out", "out"])
+    with pytest.raises(SystemExit, match="from a warm start"):
+        arms.main()
+    edited(recipe, "world = true", "world = false")
+    with pytest.raises(ConfigError, match=r"data\.world, scratch\.hidden"):
+        recipes.read(recipe)
