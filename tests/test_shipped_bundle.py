@@ -56,7 +56,8 @@ def test_the_adapter_is_of_the_committed_recipe_and_corpus_and_of_the_run_whose_
     path = corpus.FOLDER.parent / "recipes" / "warm-start.toml"
     read = recipe.read(path)
     made = manifest["training"]["made_from"]
-    assert made == train.made_from(read, warm.load(read, path), BASES["smollm2-135m"].sha256, {}, "cpu")
+    texts = {"corpus": train.corpus_hash(warm.load(read, path))}
+    assert made == train.made_from(read, texts, BASES["smollm2-135m"].sha256, {}, "cpu")
     steps = [m["step"] for m in train.read_metrics(MEASURED / "warm_start_gpu_metrics.jsonl")]
     assert steps == [*range(1, manifest["training"]["steps"] + 1)] and len(steps) == read.train.steps
 

@@ -79,7 +79,7 @@ def train(
     read = recipes.read(recipe)
     if check:
         found = checked(app, read, recipe)
-        app.emit(found, lambda: _check_text(found))
+        app.emit(found, lambda: _people_text(found) if "source" in found else _check_text(found))
     elif replay is not None and against is not None:
         _replay(app, read, recipe, replay, against)
     else:
@@ -154,6 +154,8 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
     from popi_edge.models.bases import BASES
     from popi_training import warm
 
+    if recipe.data.world or recipe.data.file:
+        return _checked_people(app, recipe, where)
     data = warm.load(recipe, where)
     base = _base(app, recipe)
     roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
@@ -192,10 +194,57 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
     }
 
 
+def _checked_people(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
+    """The same of a run that is not made from the corpus: who is trained on, from where, under which licence."""
+    from popi_training import filed, popi_micro, warm, world
+
+    t, base = recipe.train, None if recipe.data.world else _base(app, recipe)
+    sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
+    if recipe.data.world:
+        people = [p for step in sampled for p in popi_micro.people(recipe, step)]
+        source = {"from": "the controlled world", "people": t.steps * t.batch, "licence": "CC0-1.0", "dropped": {}}
+        held = {"parts": [p for p in world.SEEDS if p not in ("train", "dev")], "prompts": None, "people": None}
+        reader = popi_micro.reader(0)
+    else:
+        found = filed.load(recipe, where)
+        people, loaded = list(found.train), found.loaded
+        source = {
+            "from": f"{recipe.data.file} ({loaded.format})", "people": len(people), "licence": loaded.licence,
+            "dropped": {k: v for k, v in loaded.dropped.items() if v}, "sha256": loaded.sha256,
+        }  # fmt: skip
+        kept = {x.prompt for p in found.dev for x in p.targets}
+        held = {"parts": [], "prompts": len(kept), "people": len(found.dev)}
+        reader = warm.Reader.of(base) if base is not None else None  # type: ignore[assignment]
+    sizes = [len(reader.prompt(p.signals)) for p in people[: SAMPLED * t.batch]] if reader is not None else []
+    mean = round(sum(sizes) / len(sizes)) if sizes else None
+    return {
+        "name": recipe.name, "method": recipe.method, "role": recipe.role, "source": source, "held_out": held,
+        "steps": t.steps, "batch": t.batch, "users": t.steps * t.batch, "joint": _joint(recipe),
+        "tokens": {"a_user": mean, "longest": max(sizes)} if sizes else None,
+    }  # fmt: skip
+
+
+def _people_text(c: dict[str, Any]) -> str:
+    source, held, joint = c["source"], c["held_out"], c["joint"]
+    dropped = ", ".join(f"{v} {k}" for k, v in source["dropped"].items())
+    kept = ", ".join(held["parts"]) or f"{held['prompts']} prompts, {held['people']} people"
+    tokens = c["tokens"]
+    return "\n".join([
+        f"{c['name']}: {c['method']} of {c['role']}",
+        f"trained on   {source['from']}: {source['people']:,} people (licence: {source['licence']})",
+        *([f"left out     {dropped}"] if dropped else []),
+        f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
+        f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator",
+        *([f"tokens       {tokens['a_user']:,} of signals a user; longest {tokens['longest']:,}"] if tokens else []),
+        f"held out     {kept}",
+        "nothing that is held out is trained on",
+    ])  # fmt: skip
+
+
 def _joint(recipe: Recipe) -> dict[str, Any]:
     """The schedule, and how much a whole run draws, scores and learns from."""
     j, t = recipe.joint, recipe.train
-    sampled = t.steps * t.batch * (1 if j.schedule == "sft" else j.group)
+    sampled = (t.steps - j.warm) * t.batch * (1 if j.schedule == "sft" else j.group)
     moves = {"frozen": 0.0, "alternating": 0.5, "sequential": 0.5}.get(j.schedule, 1.0)
     return {"schedule": j.schedule, "summaries": sampled, "dpo_pairs": round(sampled * moves * j.dpo_pairs)}
 

@@ -33,14 +33,14 @@ from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
-from popi_training import base, objective, targets, warm
+from popi_training import base, filed, objective, targets, warm
 from popi_training.loss import pair_logprobs, scored, supervised
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Roles
 from popi_training.rollout import Draw, rollout
-from popi_training.train import Trainer, made_from
+from popi_training.train import Trainer, corpus_hash, made_from
 
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
@@ -342,18 +342,25 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Jo
         from popi_training import popi_micro
 
         return popi_micro.open_run(recipe, device)
-    data = warm.load(recipe, where)
     gguf = locate(recipe.base.name, settings.models)
     digest = file_sha256(gguf)
     warm.refuse_base(recipe, gguf.name, digest)
     starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
+    named = {"start" if role == "infer" else f"start_{role}": start for role, start in starts.items()}
+    make: Callable[[int], list[Person]]
+    dev: Callable[[int], list[Person]]
+    if recipe.data.file:
+        found = filed.load(recipe, where)
+        make, dev = functools.partial(found.batch, recipe), found.couple
+        made = made_from(recipe, {"data": found.loaded.sha256}, digest, named, device)
+    else:
+        data = warm.load(recipe, where)
+        make, dev = functools.partial(targets.batch, recipe, data), functools.partial(targets.dev_couple, recipe, data)
+        made = made_from(recipe, {"corpus": corpus_hash(data)}, digest, named, device)
     roles = Adapters(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
     for role, start in starts.items():
         if start is not None:
             base.start_lora(roles.model, start, Shape.of(Gguf(gguf)), role)
             roles.begin(role)
     roles.model.to(device)
-    named = {"start" if role == "infer" else f"start_{role}": start for role, start in starts.items()}
-    made = made_from(recipe, data, digest, named, device)
-    make, dev = functools.partial(targets.batch, recipe, data), functools.partial(targets.dev_couple, recipe, data)
     return Joint(recipe, warm.Reader.of(gguf), roles, make, dev, made, device)

@@ -43,12 +43,12 @@ def scored(model: Any, packs: Sequence[Packed]) -> Scored:
         n = len(p.ids)
         ids[i, :n], positions[i, :n] = torch.from_numpy(p.ids), torch.from_numpy(p.positions)
         sees[i, :n, :n] = torch.from_numpy(p.mask)
-    sees = sees[:, None].to(device)
+    masks = attention(model, sees, positions, positions)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         last = model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
-            attention_mask=torch.zeros(sees.shape, device=device).masked_fill(~sees, torch.finfo(torch.float32).min),
+            attention_mask=masks,
             logits_to_keep=1,
             output_hidden_states=True,
             use_cache=False,
@@ -57,8 +57,25 @@ def scored(model: Any, packs: Sequence[Packed]) -> Scored:
     nodes, back = (torch.from_numpy(a).to(device) for a in np.unique(at, return_inverse=True))
     logits = model.get_output_embeddings()(last.flatten(0, 1)[nodes].float())
     label = torch.from_numpy(np.concatenate([p.label for p in packs])).to(device)
-    row, masks = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
-    return Scored(logits, back, label, row.to(device), masks.to(device), [sum(p.sizes) for p in packs])
+    row, sets = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
+    return Scored(logits, back, label, row.to(device), sets.to(device), [sum(p.sizes) for p in packs])
+
+
+def attention(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
+    """What the model takes for which token may see which, from ``sees`` [batch, queries, keys] and the positions of
+    both [batch, queries], [batch, keys]: an additive mask, or, for a model with sliding windows (Gemma-3), one for each
+    kind of layer; the window is counted in positions, as a packed token's place says nothing."""
+    device, config = next(model.parameters()).device, model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+
+    def added(seen: torch.Tensor) -> torch.Tensor:
+        bars = torch.zeros(seen.shape, device=device)
+        return bars.masked_fill(~seen.to(device), torch.finfo(torch.float32).min)[:, None]
+
+    if "sliding_attention" not in kinds:
+        return added(sees)
+    near = queries[:, :, None] - keys[:, None, :] < config.sliding_window
+    return {"full_attention": added(sees), "sliding_attention": added(sees & near)}
 
 
 def token_logprobs(model: Any, packs: Sequence[Packed], temperature: float = 1.0) -> list[torch.Tensor]:

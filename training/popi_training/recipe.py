@@ -28,12 +28,17 @@ class Base:
 @dataclass(frozen=True)
 class Data:
     """``corpus``: its folder, relative to the recipe (empty: the project's own). ``dimensions``: those trained on
-    (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of
-    popi-micro."""
+    (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of popi-micro.
+    ``file``: instead of a corpus, a data set by public name or file (``popi_training.datasets``) of a ``format``;
+    ``apart``: an evaluation file, of ``apart_format``, whose prompts must not be among those trained on."""
 
     corpus: str = ""
     dimensions: tuple[str, ...] = ()
     world: bool = False
+    file: str = ""
+    format: str = ""
+    apart: str = ""
+    apart_format: str = "alignx"
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: scratch.hidden must be an even multiple of heads, and heads one of kv_heads")
     if bool(s.hidden) != r.data.world or (r.data.world and r.method != "joint"):
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
+    if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
+        raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
     if r.method == "joint" and u.silent:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from popi_training.loss import attention
 from popi_training.pack import Ints, Sample
 from popi_training.warm import Reader
 
@@ -60,6 +61,7 @@ def rollout(
     device, limit = next(model.parameters()).device, reader.limits["summary_tokens"]
     rows, ends = len(prompts) * group, set(reader.tokenizer.eos_ids)
     cache, logits, sees, places = _prefilled(model, prompts, group)
+    keys = torch.cat([torch.arange(len(p)) for p in prompts])  # the position of every cached token
     states, every = [reader.vocabulary.start()] * rows, np.arange(logits.shape[-1])
     drawn: list[tuple[list[int], list[Ints], list[float]]] = [([], [], []) for _ in range(rows)]
     done, alive = [False] * rows, list(range(rows))
@@ -81,11 +83,12 @@ def rollout(
             break
         own = torch.tensor(alive)[None, :] == torch.arange(rows)[:, None]
         sees = torch.cat([sees, own], 1)  # each new token is seen by its own row alone
-        bars = torch.zeros((len(alive), sees.shape[1])).masked_fill(~sees[alive], torch.finfo(torch.float32).min)
+        now = torch.tensor([places[row] + step for row in alive])
+        keys = torch.cat([keys, now])
         logits = model(
             input_ids=torch.tensor([[drawn[row][0][-1] for row in alive]], device=device),
-            position_ids=torch.tensor([[places[row] + step for row in alive]], device=device),
-            attention_mask=bars[None, None].to(device),
+            position_ids=now[None].to(device),
+            attention_mask=attention(model, sees[None, alive], now[None], keys[None]),
             past_key_values=cache,
             use_cache=True,
         ).logits[0]

@@ -214,19 +214,25 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
 
 
 def made_from(
-    recipe: Recipe, data: warm.Set, base_sha256: str, starts: Mapping[str, Adapter | None], device: str
+    recipe: Recipe, data: Mapping[str, str], base_sha256: str, starts: Mapping[str, Adapter | None], device: str
 ) -> dict[str, str]:
-    """Hashes of all that a run depends on, and the device where it is not the CPU. ``starts``: name → adapter."""
-    texts = [*warm.all_texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
+    """Hashes of all that a run depends on, and the device where it is not the CPU. ``data``: name → hash; ``starts``:
+    name → adapter."""
     contract = [dict(prompts.spec()), sorted(Lexicon.load().words)]
     return {
         "recipe": recipe_hash(recipe),
-        "corpus": digest(texts),
+        **data,
         "prompt contract": digest(contract),
         "base": base_sha256,
         **{name: start.sha256 for name, start in starts.items() if start is not None},
         **({"device": device} if device != "cpu" else {}),
     }
+
+
+def corpus_hash(data: warm.Set) -> str:
+    """SHA-256 (hex) of every text and weight that users are made from."""
+    texts = [*warm.all_texts(data.corpus), data.corpus.facts, data.corpus.reactions, sorted(data.weights.items())]
+    return digest(texts)
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from popi_training.loss import contrast, supervised
 from popi_training.pack import Packed
 from popi_training.recipe import Recipe
 from popi_training.roles import One
-from popi_training.train import Trainer, made_from
+from popi_training.train import Trainer, corpus_hash, made_from
 
 
 class WarmStart(Trainer):
@@ -100,5 +100,5 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Wa
     model = base.with_lora(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed).to(device)
     if start is not None:
         base.start_lora(model, start, Shape.of(Gguf(gguf)))
-    made = made_from(recipe, data, digest, {"start": start}, device)
+    made = made_from(recipe, {"corpus": corpus_hash(data)}, digest, {"start": start}, device)
     return WarmStart(recipe, data, reader, model, made, device)

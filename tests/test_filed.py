@@ -1,0 +1,130 @@
+"""A run on a data set of somebody else's shape: who is trained on, what is kept apart, and a step of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from popi_edge import config
+from popi_edge.errors import ConfigError
+from popi_edge.models.bases import file_sha256
+from popi_training import filed, train
+from popi_training import recipe as recipes
+from tests import tiny_training as small
+from tests.test_train import edited
+
+RECIPE = """\
+name = "file"
+method = "joint"
+role = "both"
+[base]
+name = "{base}"
+sha256 = "{sha256}"
+[data]
+file = "roleplay.jsonl"
+[lora]
+rank = 2
+alpha = 4.0
+[users]
+silent = 0.0
+most = 3
+[joint]
+pairs = 1
+group = 2
+[train]
+steps = 2
+batch = 2
+warmup = 1
+threads = 1
+dev_users = 1
+"""
+
+
+@pytest.fixture
+def path(tiny: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A recipe beside a file of four personas who judge sixty prompts each."""
+    rows = [
+        {"x": f"Tell me about thing {i}.", "yw": f"Reply {i} as {p} likes it.", "yl": f"Reply {i} as {p} does not.",
+         "level": f"persona-{p}"}
+        for p in range(4)
+        for i in range(60)
+    ]  # fmt: skip
+    (tmp_path / "roleplay.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    recipe = tmp_path / "file.toml"
+    recipe.write_text(RECIPE.format(base=tiny[0], sha256=file_sha256(tiny[0])))
+    return recipe
+
+
+def prompts_of(people: Any) -> set[str]:
+    return {t.prompt for p in people for t in p.targets} | {s.prompt for p in people for s in p.signals}
+
+
+def test_development_prompts_are_no_part_of_training(path: Path) -> None:
+    found = filed.load(recipes.read(path), path)
+    trained, kept = prompts_of(found.train), {t.prompt for p in found.dev for t in p.targets}
+    assert len(found.train) > 10 and kept and trained.isdisjoint(kept) and all(map(filed.kept_apart, kept))
+    assert all(len(p.targets) >= 2 and p.signals for p in found.train)
+    one, other = found.couple(0)
+    assert found.loaded.persona(one) != found.loaded.persona(other)
+
+
+def test_a_round_takes_everybody_once_and_the_next_in_another_order(path: Path) -> None:
+    edited(path, "batch = 2", "batch = 5")
+    recipe = recipes.read(path)
+    found = filed.load(recipe, path)
+    n = len(found.train)
+    ids = [p.id for step in range(2 * n) for p in found.batch(recipe, step)]
+    assert sorted(ids[:n]) == sorted(ids[n : 2 * n]) == sorted(p.id for p in found.train) and ids[:n] != ids[n : 2 * n]
+
+
+def test_a_run_trains_on_it_and_remembers_the_file(path: Path, tmp_path: Path) -> None:
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    trainer = train.open_run(recipes.read(path), path, config.load())
+    train.run(trainer, tmp_path / "run", until=2, minutes=None, tell=lambda *_: None)
+    metrics = train.read_metrics(tmp_path / "run" / train.METRICS)
+    assert len(metrics) == 2 and metrics[-1]["grad_norm_generate"] > 0 and "dev_contrast" in metrics[-1]
+    before = trainer.made_from["data"]
+    with (tmp_path / "roleplay.jsonl").open("a") as file:
+        file.write(json.dumps({"x": "One more?", "yw": "Yes.", "yl": "No.", "level": "persona-1"}) + "\n")
+    again = train.open_run(recipes.read(path), path, config.load())
+    assert again.made_from["data"] != before
+    with pytest.raises(ConfigError, match="begun from another data"):
+        train.run(again, tmp_path / "run", until=2, minutes=None, tell=lambda *_: None)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+
+
+def test_check_says_what_it_would_be_trained_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert code == 0 and "roleplay.jsonl (roleplay)" in out and "licence: not known" in out and "held out" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('file = "roleplay.jsonl"', 'file = "nowhere.jsonl"', "nowhere.jsonl"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\nworld = true', "data.world"),
+        ("most = 3", "most = 60", "nobody"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "apart.json"', "only for measuring, has"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_is_one_line(
+    path: Path, old: str, new: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    past = [{"prompt": f"What of {i}?", "chosen": "A good one.", "rejected": "A bad one."} for i in range(4)]
+    both = [
+        {"prompt": f"Tell me about thing {i}.", "chosen": f"One {p}.", "rejected": f"Another {p}.", "profile": "x",
+         "ground_truth_persona": p, "Pair-wise Comparative Feedback": past}
+        for p in ("Kind.", "Unkind.")
+        for i in range(50)
+    ]  # fmt: skip
+    (path.parent / "apart.json").write_text(json.dumps(both))
+    edited(path, old, new)
+    code, out, err = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert (code, out) == (1, "") and err.count("\n") == 1 and why in err, err

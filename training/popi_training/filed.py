@@ -1,0 +1,93 @@
+"""People of a data set (``popi_training.datasets``) to train both roles on, with some kept for development.
+
+Kept apart by prompt: a prompt whose hash says so is for development, and no training person has a signal or a target on
+one. What nobody may be trained on (an evaluation file) is refused by ``data.apart``, a file whose prompts must not
+occur.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from popi_edge.errors import ConfigError
+from popi_training import datasets
+from popi_training.evaluate.data import same_text
+from popi_training.people import Person
+from popi_training.recipe import Recipe
+
+DEV_SHARE = 10
+"""One prompt in so many is kept for development."""
+
+
+@dataclass(frozen=True)
+class Filed:
+    """``train`` and ``dev`` people, each with a signal and enough targets; the data set they come from."""
+
+    train: tuple[Person, ...]
+    dev: tuple[Person, ...]
+    loaded: datasets.Loaded
+
+    def batch(self, recipe: Recipe, step: int) -> list[Person]:
+        """The people of a step: every one of them once before anybody comes twice, each round in another order."""
+        size, out = recipe.train.batch, []
+        for k in range(step * size, (step + 1) * size):
+            turn, place = divmod(k, len(self.train))
+            order = list(range(len(self.train)))
+            random.Random(f"round:{recipe.seed}:{turn}").shuffle(order)
+            out.append(self.train[order[place]])
+        return out
+
+    def couple(self, index: int) -> list[Person]:
+        """Two development people who judge by different personas, where there are such."""
+        first = self.dev[(2 * index) % len(self.dev)]
+        others = [p for p in self.dev if self.loaded.persona(p) != self.loaded.persona(first)] or list(self.dev)
+        return [first, others[(2 * index + 1) % len(others)]]
+
+
+def kept_apart(prompt: str) -> bool:
+    """Whether a prompt is for development."""
+    return hashlib.sha256(same_text(prompt).encode()).digest()[0] % DEV_SHARE == 0
+
+
+def load(recipe: Recipe, where: Path) -> Filed:
+    """The people of ``data.file``. Raises ConfigError: no such file, nobody left, a prompt that ``data.apart`` has."""
+    j = recipe.joint
+    wanted = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
+    name = recipe.data.file
+    path = (where.parent / name).resolve()
+    loaded = datasets.load(
+        str(path) if path.exists() else name, recipe.data.format or "auto", seed=recipe.seed,
+        signals=recipe.users.most, targets=j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group),
+    )  # fmt: skip
+    parted = [(_only(person, dev=False), _only(person, dev=True)) for person in loaded.people]
+    train = [p for p, _ in parted if p.signals and len(p.targets) >= wanted]
+    dev = [p for _, p in parted if p.signals and p.targets]
+    if not train or (recipe.train.dev_users and len(dev) < 2):
+        short = "train on" if not train else "develop on"
+        raise ConfigError(f"{where}: data.file: nobody with {wanted} targets or more is left to {short}")
+    if recipe.data.apart:
+        _refuse(train, (where.parent / recipe.data.apart).resolve(), recipe.data.apart_format, where)
+    return Filed(tuple(train), tuple(dev), loaded)
+
+
+def _only(person: Person, *, dev: bool) -> Person:
+    """A training person without a word on development prompts; a development person with targets on those alone."""
+    targets = tuple(t for t in person.targets if kept_apart(t.prompt) == dev)
+    signals = tuple(s for s in person.signals if not kept_apart(str(getattr(s, "prompt", "") or "")))
+    return replace(person, targets=targets, signals=signals)
+
+
+def _refuse(people: Sequence[Person], path: Path, format: str, where: Path) -> None:
+    """Raises ConfigError naming the first prompt that is also in an evaluation file."""
+    from popi_training.evaluate.data import load as rows_of
+
+    held = {same_text(r.prompt) for r in rows_of(path, format).rows}
+    for person in people:
+        asked = [t.prompt for t in person.targets] + [str(getattr(s, "prompt", "") or "") for s in person.signals]
+        for text in asked:
+            if same_text(text) in held:
+                raise ConfigError(f"{where}: data.apart, only for measuring, has a prompt of data.file: {text!r:.60}")
