@@ -16,6 +16,7 @@ the recipe and the step's number alone.
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Sequence
@@ -28,17 +29,18 @@ from torch import Tensor
 
 from popi_edge import prompts
 from popi_edge.config import Settings
+from popi_edge.engines.adapter import Adapter
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
-from popi_training import base, filed, objective, targets, warm
+from popi_training import base, filed, folder, objective, targets, warm
 from popi_training.loss import pair_logprobs, scored, supervised
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
-from popi_training.roles import Adapters, Roles
+from popi_training.roles import Adapters, Models, Roles
 from popi_training.rollout import Draw, rollout
 from popi_training.train import Trainer, corpus_hash, made_from
 
@@ -342,25 +344,56 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Jo
         from popi_training import popi_micro
 
         return popi_micro.open_run(recipe, device)
-    gguf = locate(recipe.base.name, settings.models)
-    digest = file_sha256(gguf)
-    warm.refuse_base(recipe, gguf.name, digest)
-    starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
-    named = {"start" if role == "infer" else f"start_{role}": start for role, start in starts.items()}
+    loaded = find_base(recipe, where, settings)
+    named = {"start" if role == "infer" else f"start_{role}": start for role, start in loaded.starts.items()}
     make: Callable[[int], list[Person]]
     dev: Callable[[int], list[Person]]
     if recipe.data.file:
         found = filed.load(recipe, where)
         make, dev = functools.partial(found.batch, recipe), found.couple
-        made = made_from(recipe, {"data": found.loaded.sha256}, digest, named, device)
+        made = made_from(recipe, {"data": found.loaded.sha256}, loaded.sha256, named, device)
     else:
         data = warm.load(recipe, where)
         make, dev = functools.partial(targets.batch, recipe, data), functools.partial(targets.dev_couple, recipe, data)
-        made = made_from(recipe, {"corpus": corpus_hash(data)}, digest, named, device)
-    roles = Adapters(base.dequantized(gguf), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
-    for role, start in starts.items():
-        if start is not None:
-            base.start_lora(roles.model, start, Shape.of(Gguf(gguf)), role)
-            roles.begin(role)
-    roles.model.to(device)
-    return Joint(recipe, warm.Reader.of(gguf), roles, make, dev, made, device)
+        made = made_from(recipe, {"corpus": corpus_hash(data)}, loaded.sha256, named, device)
+    return Joint(recipe, loaded.reader, loaded.roles(recipe, device), make, dev, made, device)
+
+
+@dataclass
+class Loaded:
+    """A base before its weights are read: where it lies, its hash, its reader, and what the roles start from."""
+
+    path: Path
+    sha256: str
+    reader: warm.Reader
+    starts: dict[str, Adapter | None]
+
+    def roles(self, recipe: Recipe, device: str) -> Roles:
+        """Both roles on it. Raises ModelError for weights that do not fit."""
+        model = folder.load_model(self.path) if self.path.is_dir() else base.dequantized(self.path)
+        if recipe.lora.full:
+            return Models(model.to(device), copy.deepcopy(model).to(device))
+        both = Adapters(model, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+        for role, start in self.starts.items():
+            if start is not None:
+                base.start_lora(both.model, start, Shape.of(Gguf(self.path)), role)
+                both.begin(role)
+        both.model.to(device)
+        return both
+
+
+def find_base(recipe: Recipe, where: Path, settings: Settings) -> Loaded:
+    """The base of a recipe, by name, as a GGUF file or as a Hugging Face folder. Raises ModelError, ConfigError."""
+    path = (where.parent / recipe.base.name).resolve()
+    if path.is_dir():
+        if recipe.lora.start or recipe.lora.start_generate:
+            raise ConfigError(f"{where}: lora.start is an adapter for a GGUF base; {recipe.base.name} is a folder")
+        config, sha256 = folder.read_config(path), folder.folder_sha256(path)
+        warm.refuse_base(recipe, path.name, sha256)
+        reader = warm.Reader(folder.FolderTokenizer(path), int(config["max_position_embeddings"]))
+        return Loaded(path, sha256, reader, {})
+    gguf = locate(recipe.base.name, settings.models)
+    sha256 = file_sha256(gguf)
+    warm.refuse_base(recipe, gguf.name, sha256)
+    starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
+    return Loaded(gguf, sha256, warm.Reader.of(gguf), starts)

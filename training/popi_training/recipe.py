@@ -19,7 +19,8 @@ MAX_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class Base:
-    """The base model: its name as in ``popi model list``, and the SHA-256 that its file must have."""
+    """The base model: its name as in ``popi model list``, a GGUF file, or (joint training) a Hugging Face folder,
+    relative to the recipe; and the SHA-256 that the file, or what is read of the folder, must have."""
 
     name: str = "smollm2-135m"
     sha256: str = ""
@@ -56,12 +57,14 @@ class Scratch:
 @dataclass(frozen=True)
 class Lora:
     """Rank and alpha of the adapters (LoRA, arXiv 2106.09685). ``start``: an adapter (GGUF) of ``infer`` to go on from,
-    relative to the recipe, of the same rank and alpha (empty: a fresh one); ``start_generate``: one of ``generate``."""
+    relative to the recipe, of the same rank and alpha (empty: a fresh one); ``start_generate``: one of ``generate``.
+    ``full``: no adapters, both roles are whole models, trained in all their weights."""
 
     rank: int = 8
     alpha: float = 16.0
     start: str = ""
     start_generate: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
+    if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
+        raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
     if r.method == "joint" and u.silent:
