@@ -1,5 +1,5 @@
-"""The committed bundle still says and scores what its committed table says: the whole table from its rows, and some
-rows anew."""
+"""The committed bundles still say and score what their committed tables say: the whole table from its rows, and some
+rows anew. Two are committed: the shipped one, and the pair that was trained jointly from it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,24 @@ SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
 """Conditions that depend on the couple alone; another user's summary depends on who else is there."""
 
 
+JOINT = corpus.FOLDER.parent / "adapters" / "joint-90"
+BUNDLES = {"warm": DEFAULT, "joint": str(JOINT)}
+
+
+@pytest.fixture(scope="module", params=list(BUNDLES))
+def which(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def table() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((MEASURED / "warm_prompts.json").read_text("utf-8"))
+def table(which: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MEASURED / f"{which}_prompts.json").read_text("utf-8"))
     return found
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (MEASURED / "warm_prompts.jsonl").read_text("utf-8").splitlines()]
+def rows(which: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (MEASURED / f"{which}_prompts.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_the_table_is_that_of_its_rows(table: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -62,21 +71,33 @@ def test_the_adapter_is_of_the_committed_recipe_and_corpus_and_of_the_run_whose_
     assert steps == [*range(1, manifest["training"]["steps"] + 1)] and len(steps) == read.train.steps
 
 
+def test_the_joint_pair_is_of_the_committed_recipe_from_the_shipped_adapter() -> None:
+    made = json.loads((JOINT / "manifest.json").read_text("utf-8"))["training"]
+    path = corpus.FOLDER.parent / "recipes" / "popi-smol.toml"
+    read = recipe.read(path)
+    texts = {"corpus": train.corpus_hash(warm.load(read, path))}
+    want = train.made_from(read, texts, BASES["smollm2-135m"].sha256, {}, "cpu")
+    shipped = json.loads((Path(corpus.__file__).parent.parent.parent / MANIFEST).read_text("utf-8"))
+    assert made["made_from"] == want | {"start": shipped["roles"]["infer"]["sha256"]}
+    steps = [m["step"] for m in train.read_metrics(MEASURED / "joint_metrics.jsonl")]
+    assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
+
+
 def test_some_rows_come_out_as_they_stand_there(
-    table: dict[str, Any], rows: list[dict[str, Any]], base: Path, tmp_path: Path
+    which: str, table: dict[str, Any], rows: list[dict[str, Any]], base: Path, tmp_path: Path
 ) -> None:
     smol = BASES["smollm2-135m"]
     home = tmp_path / "home"
     (home / "models").mkdir(parents=True)
     shutil.copy(base, stored(smol, home / "models"))
     settings = config.load(home)
-    shipped = open_bundle(DEFAULT, settings)
-    assert table["model"] == f"{shipped.name} {shipped.version}"
+    opened = open_bundle(BUNDLES[which], settings)
+    assert table["model"] == f"{opened.name} {opened.version}"
     known = {r["row"]: r for r in rows}
     data = load(corpus.FOLDER, "corpus", part="prompts", limit=table["limit"], seed=table["seed"])
     chosen = random.Random(1).sample(range(len(data.rows) // 2), COUPLES)
     some = [row for k in sorted(chosen) for row in data.rows[2 * k : 2 * k + 2]]
-    pair = run.open_pair(None, "onnx", settings)
+    pair = run.open_pair(BUNDLES[which], "onnx", settings)
     try:
         quiet = lambda *_: None  # noqa: E731
         _, listing = run.evaluate(replace(data, rows=tuple(some)), pair, Journal(), seed=table["seed"], advance=quiet)
