@@ -204,13 +204,15 @@ def test_patience_ends_a_run_and_the_best_checkpoint_stays(folder: Path, tmp_pat
 
 def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder: Path) -> None:
     recipe = recipes.read(folder / "recipe.toml")
-    data = warm.load(recipe, folder / "recipe.toml")
+    data, reader = warm.load(recipe, folder / "recipe.toml"), opened(folder).reader
+    said = {text for d in data.corpus.dimensions.values() for p in d.poles.values() for text in p.phrasings["summary"]}
     replies = {p.replies[k]: (p.dimension, k) for p in data.corpus.pairs for k in p.replies}
     for step in range(8):
-        one, other, *_ = targets.batch(recipe, data, step)
+        one, other, *_ = targets.batch(recipe, data, reader, step)
         assert [(t.prompt, t.chosen, t.rejected) for t in one.targets] == [
             (t.prompt, t.rejected, t.chosen) for t in other.targets
         ]
+        assert one.oracle in said and other.oracle in said and one.oracle != other.oracle
         assert len(one.targets) == len({t.prompt for t in one.targets}) >= 2
         for t in one.targets:
             assert t.prompt not in {text for s in one.signals for text in s.texts()}

@@ -37,7 +37,11 @@ from popi_training.train import CHECKPOINT, RECIPE, read_checkpoint, recipe_hash
 
 MANIFEST = "manifest.json"
 ROLES = ("infer", "generate")
-OURS = {"255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0"}
+OURS = {
+    "255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0, infer",
+    "755976a27fd1bbdcfdf8081313f36b99f045118aba8287a801583015cb004c26": "joint-90, infer",
+    "21158ab9256105b68d566476f2828afdce124f3b942c3d789a177ea62b674573": "joint-90, generate",
+}
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
 Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]

@@ -277,7 +277,7 @@ def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
     reader, t = warm.Reader.of(path), recipe.train
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
     if recipe.method == "joint":
-        people = [p for step in sampled for p in targets.batch(recipe, data, step)]
+        people = [p for step in sampled for p in targets.batch(recipe, data, reader, step)]
         sizes = [len(reader.prompt(p.signals)) for p in people]
     else:
         sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]

@@ -156,7 +156,8 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        ids, allowed = self.reader.completion(person.oracle or str(prompts.spec()["silence"]))
+        """What φ is to imitate, and for θ to learn under the truth."""
+        ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
         return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
 
@@ -250,18 +251,19 @@ class Joint(Trainer):
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of θ: DPO under the groups' summaries, some of them left empty; chunk by chunk."""
         asked = [pair for group in groups for pair in self._lessons(group)]
-        j, total, right = self.recipe.joint, 0.0, 0.0
+        j, size, whole = self.recipe.joint, self.team.size, sum(self.team.gather([len(asked)]))
         if not asked:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
+        total, right = 0.0, 0.0
         for i in range(0, len(asked), TOGETHER):
             some = asked[i : i + TOGETHER]
             reference = self.references([t for _, t in some])
             with self.roles.playing("generate"):
                 found = self.ratios("generate", some) - reference
-                loss = objective.dpo_loss(found, j.beta) * len(some) / len(asked)
-                (loss / self.team.size).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-            right += float((found > 0).sum()) / len(asked)
+                loss = objective.dpo_loss(found, j.beta) * len(some) / whole
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
+            right += float((found > 0).sum()) * size / whole
         line = {"dpo_loss": total, "dpo_accuracy": right}
         return line if "infer" in self.moving(self.step) else line | {"loss": total}
 
@@ -354,7 +356,8 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Jo
         made = made_from(recipe, {"data": found.loaded.sha256}, loaded.sha256, named, device)
     else:
         data = warm.load(recipe, where)
-        make, dev = functools.partial(targets.batch, recipe, data), functools.partial(targets.dev_couple, recipe, data)
+        make = functools.partial(targets.batch, recipe, data, loaded.reader)
+        dev = functools.partial(targets.dev_couple, recipe, data)
         made = made_from(recipe, {"corpus": corpus_hash(data)}, loaded.sha256, named, device)
     return Joint(recipe, loaded.reader, loaded.roles(recipe, device), make, dev, made, device)
 

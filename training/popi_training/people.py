@@ -26,6 +26,7 @@ class Person:
     signals: tuple[Signal, ...]
     targets: tuple[Target, ...]
     oracle: str = ""
+    told: str = ""
 
 
 def leaks(text: str, signals: Sequence[Signal]) -> float:

@@ -1,8 +1,9 @@
 """popi-micro: both roles trained from nothing in the controlled world, where what can be known is known.
 
-A person of the world has one signal at first and up to eight at the end of the warm start. The warm start imitates what
-somebody would say who only counts (``world.counted``): all of it is there to be read in the signals, but it is not the
-summary that helps the generator most. That one has to be found by the joint objective.
+A person of the world has one signal at first and up to eight at the end of the warm start, in which the generator
+learns under the truth and the inference model imitates what somebody would say who only counts (``world.counted``): all
+of it is there to be read in the signals, but it is not the summary that helps the generator most. That one has to be
+found by the joint objective.
 """
 
 from __future__ import annotations
@@ -43,8 +44,7 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     for i in range(t.batch):
         person, _ = world.draw(f"{recipe.seed}-{step * t.batch + i}", "train")
         kept = person.signals[: 1 + (len(person.signals) - 1) % most]
-        told = person.oracle if step >= j.warm else world.say(world.counted(kept))
-        made.append(replace(person, signals=kept, oracle=told))
+        made.append(replace(person, signals=kept, told=world.say(world.counted(kept))))
     return made
 
 

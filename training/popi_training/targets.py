@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from popi_training import warm
 from popi_training.people import Person, Target
@@ -10,7 +11,7 @@ from popi_training.recipe import Recipe
 from popi_training.users import Material, User
 
 
-def batch(recipe: Recipe, data: warm.Set, step: int) -> list[Person]:
+def batch(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) -> list[Person]:
     """The people of a step: those of ``warm.users_of``, each with targets enough to reward and to learn from.
 
     The two of a couple, who are opposite in everything, have the same targets the other way round, so that no reply is
@@ -18,7 +19,13 @@ def batch(recipe: Recipe, data: warm.Set, step: int) -> list[Person]:
     """
     j = recipe.joint
     count = j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group)
-    return [_person(user, data.train, count, recipe.seed) for user in warm.users_of(recipe, data, step)]
+    return [
+        replace(
+            _person(user, data.train, count, recipe.seed),
+            oracle=reader.say(user.wants, data.train, random.Random(f"say:{user.id}"), data.weights),
+        )
+        for user in warm.users_of(recipe, data, step)
+    ]
 
 
 def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
