@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from popi_edge.errors import ConfigError
-from popi_training import corpus, probes
+from popi_training import corpus, markers, probes
 from popi_training.probes import ACCURATE, DIMENSIONS, accuracy, score, win_rate
 
 SYLLABLES = """
@@ -23,65 +23,65 @@ quality idea beautiful created area period / temperature evaluate recommended / 
 
 def test_syllables_by_hand() -> None:
     for expected, group in enumerate(SYLLABLES.split("/"), 1):
-        assert {w: probes.syllables(w) for w in group.split()} == dict.fromkeys(group.split(), expected)
+        assert {w: markers.syllables(w) for w in group.split()} == dict.fromkeys(group.split(), expected)
 
 
 def test_the_grade_is_flesch_and_kincaids() -> None:
     """Two sentences of 4 and 5 words, 13 syllables: o-pen the win-dow soon / then the air be-comes cool."""
     text = "Open the window soon. Then the air becomes cool."
-    assert sum(map(probes.syllables, probes.words(text))) == 12
-    assert probes.grade(text) == pytest.approx(max(0, 0.39 * 9 / 2 + 11.8 * 12 / 9 - 15.59))
+    assert sum(map(markers.syllables, markers.words(text))) == 12
+    assert markers.grade(text) == pytest.approx(max(0, 0.39 * 9 / 2 + 11.8 * 12 / 9 - 15.59))
     hard = "Subsequently, refrigeration necessitates considerable electrical expenditure."
-    assert probes.grade(hard) == 18 and probes.grade("Go.") == 0 and probes.grade("") == 0
+    assert markers.grade(hard) == 18 and markers.grade("Go.") == 0 and markers.grade("") == 0
 
 
 def test_the_grade_of_longer_texts_is_what_another_count_gives() -> None:
     pairs = corpus.load().pairs[:60]
     for text in (t for p in pairs for t in p.replies.values()):
         found = re.findall(r"[A-Za-zÀ-ÿ]+(?:['’][A-Za-zÀ-ÿ]+)*", text)
-        score = 0.39 * len(found) / probes.sentences(text) + 11.8 * sum(map(probes.syllables, found)) / len(found)
-        assert probes.grade(text) == pytest.approx(min(18, max(0, score - 15.59)), abs=0.5)
+        score = 0.39 * len(found) / markers.sentences(text) + 11.8 * sum(map(markers.syllables, found)) / len(found)
+        assert markers.grade(text) == pytest.approx(min(18, max(0, score - 15.59)), abs=0.5)
 
 
 @pytest.mark.parametrize(
     ("probe", "text", "expected"),
     [
-        (probes.length, "One two  three\nfour.", 4),
-        (probes.length, "", 0),
-        (probes.sentences, "One. Two! Is 3.5 three? \"Four.\" Five", 5),
-        (probes.sentences, "", 1),
-        (probes.items, "Bring:\n- a lamp\n* a rope\n1. water\n2) bread\n\n• salt\n-5 degrees\nnot - this", 5),
-        (probes.headings, "# Lamp\n**Rope**\nYou need:\ntext: and more\nA line.", 3),
-        (probes.emoji, "Sun 🌞 and rain ⛈️, a family 👩‍👧 :-) at 10:30 (see 3:)", 5),
-        (probes.emoji, "Costs 5 € – about £4, or 100 % © 2020.", 0),
-        (probes.questions, "Why? How so?! Because. Which one?", 3),
-        (probes.exclamation, "GREAT! So good! We sat in an OK cafe.", 100 * 3 / 9),
-        (probes.figures, "Take 250 g and 3.5 l at 10:30.", 100 * 3 / 5),
-        (probes.contractions, "It's late, don't go, we'll see Ann's cat", 100 * 4 / 8),
-        (probes.first_person, "I think we should ask my sister.", 100 * 3 / 7),
-        (probes.hedges, "Perhaps it might rain, as far as we know.", 100 * 3 / 9),
-        (probes.politeness, "Could you please wait?", 100 * 2 / 4),
-        (probes.examples, "Some fruit, for example pears, such as these.", 100 * 2 / 8),
-        (probes.rare, "The refrigerant and the semidiurnal tide", 100 * 2 / 6),
-        (probes.rare, "The explanations were wonderfully interesting", 0),
-        (probes.similes, "", 0),
-        (probes.verdict_last, "Yes, take it.", 0),
+        (markers.length, "One two  three\nfour.", 4),
+        (markers.length, "", 0),
+        (markers.sentences, "One. Two! Is 3.5 three? \"Four.\" Five", 5),
+        (markers.sentences, "", 1),
+        (markers.items, "Bring:\n- a lamp\n* a rope\n1. water\n2) bread\n\n• salt\n-5 degrees\nnot - this", 5),
+        (markers.headings, "# Lamp\n**Rope**\nYou need:\ntext: and more\nA line.", 3),
+        (markers.emoji, "Sun 🌞 and rain ⛈️, a family 👩‍👧 :-) at 10:30 (see 3:)", 5),
+        (markers.emoji, "Costs 5 € – about £4, or 100 % © 2020.", 0),
+        (markers.questions, "Why? How so?! Because. Which one?", 3),
+        (markers.exclamation, "GREAT! So good! We sat in an OK cafe.", 100 * 3 / 9),
+        (markers.figures, "Take 250 g and 3.5 l at 10:30.", 100 * 3 / 5),
+        (markers.contractions, "It's late, don't go, we'll see Ann's cat", 100 * 4 / 8),
+        (markers.first_person, "I think we should ask my sister.", 100 * 3 / 7),
+        (markers.hedges, "Perhaps it might rain, as far as we know.", 100 * 3 / 9),
+        (markers.politeness, "Could you please wait?", 100 * 2 / 4),
+        (markers.examples, "Some fruit, for example pears, such as these.", 100 * 2 / 8),
+        (markers.rare, "The refrigerant and the semidiurnal tide", 100 * 2 / 6),
+        (markers.rare, "The explanations were wonderfully interesting", 0),
+        (markers.similes, "", 0),
+        (markers.verdict_last, "Yes, take it.", 0),
     ],
 )  # fmt: skip
-def test_a_probe_counts_what_it_says(probe: probes.Probe, text: str, expected: float) -> None:
+def test_a_probe_counts_what_it_says(probe: markers.Probe, text: str, expected: float) -> None:
     assert probe(text) == pytest.approx(expected)
 
 
 def test_markers_are_whole_words_of_any_case_and_longer_ones_win() -> None:
-    assert probes.warmth("Clover and glovers.") == 0 and probes.warmth("LOVELY") == 100
-    assert probes.reasons("So") == 100 and probes.reasons("also sofa") == 0
-    assert probes.hedges("I’d guess") == probes.hedges("I'd guess") == 50  # one phrase, not "guess" too
+    assert markers.warmth("Clover and glovers.") == 0 and markers.warmth("LOVELY") == 100
+    assert markers.reasons("So") == 100 and markers.reasons("also sofa") == 0
+    assert markers.hedges("I’d guess") == markers.hedges("I'd guess") == 50  # one phrase, not "guess" too
 
 
 def test_where_the_verdict_stands() -> None:
     first = "Take the train. It is quiet, it runs at night, and you can sleep in it."
     last = "It is quiet. It runs at night, and you can sleep in it. So take the train."
-    assert probes.verdict_last(last) > probes.verdict_last(first)
+    assert markers.verdict_last(last) > markers.verdict_last(first)
 
 
 def test_every_dimension_of_the_table_is_told_on_training_and_held_out_pairs() -> None:
@@ -98,7 +98,7 @@ def test_accuracy_is_what_a_loop_counts() -> None:
     pairs, expected = corpus.load().pairs, []
     for pair in pairs:
         if pair.dimension == "structure":
-            a, b = probes.structure(pair.replies["list"]), probes.structure(pair.replies["prose"])
+            a, b = markers.structure(pair.replies["list"]), markers.structure(pair.replies["prose"])
             expected.append(1.0 if a > b else 0.5 if a == b else 0.0)
     found = accuracy(pairs, "structure")
     assert found["right"] == pytest.approx(sum(expected) / len(expected)) and found["pairs"] == len(expected)

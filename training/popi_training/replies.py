@@ -39,7 +39,7 @@ from popi_edge.errors import ConfigError, PopiError
 from popi_edge.generators import IN_PROCESS, Request
 from popi_edge.generators.local import NO_REPEAT, LocalGenerator
 from popi_training import corpus as corpora
-from popi_training import probes, testsets
+from popi_training import markers, probes, testsets
 from popi_training.cli import Meter
 from popi_training.corpus import Pair
 from popi_training.evaluate import run
@@ -203,7 +203,7 @@ def _rate(lines: Sequence[Mapping[str, Any]], a: str, b: str, seed: int) -> dict
 
 def _about(made: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {
-        "words": mean(np.array([probes.length(r["text"]) for r in made], np.float64)),
+        "words": mean(np.array([markers.length(r["text"]) for r in made], np.float64)),
         "tokens": mean(np.array([r["tokens"] for r in made], np.float64)),
         "truncated": mean(np.array([r["truncated"] for r in made], np.float64)),
     }
