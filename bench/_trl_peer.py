@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
-from bench.training import (
+from bench._step import (
     Clock,
     Counts,
     Job,

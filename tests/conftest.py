@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     return path, make.llama(path)
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """A run sets threads and determinism for the process; the other tests shall not notice."""
+    import torch
+
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bench import _ours, _step
 from bench import training as bench
 from popi_edge.errors import ConfigError, EngineError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 N, S, G, R = 96, 6, 4, 8
-needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason=bench.TRL)
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 @pytest.fixture(scope="module")
-def job(tiny: tuple[Path, Any]) -> bench.Job:
-    return bench.Job(str(tiny[0]), signals=N, summary=S, group=G, question=7, reply=R, rows=2, threads=1)
+def job(tiny: tuple[Path, Any]) -> _step.Job:
+    return _step.Job(str(tiny[0]), signals=N, summary=S, group=G, question=7, reply=R, rows=2, threads=1)
 
 
 @pytest.fixture(scope="module")
-def ours(job: bench.Job) -> dict[str, Any]:
-    return bench.ours(job)
+def ours(job: _step.Job) -> dict[str, Any]:
+    return _ours.ours(job)
 
 
 def test_ids_written_as_text_are_read_back_and_the_text_around_them_is_text(tiny: tuple[Path, Any]) -> None:
-    plain, pinned = Tokenizer(Gguf(tiny[0])), bench.Verbatim(Gguf(tiny[0]))
+    plain, pinned = Tokenizer(Gguf(tiny[0])), _step.Verbatim(Gguf(tiny[0]))
     ids = [0, 2, *range(len(plain)), 49_151]
     around = "Prefers short replies. "
-    assert pinned.encode(around + bench.verbatim(ids) + around) == [*plain.encode(around), *ids, *plain.encode(around)]
+    assert pinned.encode(around + _step.verbatim(ids) + around) == [*plain.encode(around), *ids, *plain.encode(around)]
     assert pinned.encode(around) == plain.encode(around) and pinned.encode(pinned.decode(ids)) == ids
 
 
-def test_our_side_has_the_lengths_asked_for_and_moves_both_roles(job: bench.Job, ours: dict[str, Any]) -> None:
+def test_our_side_has_the_lengths_asked_for_and_moves_both_roles(job: _step.Job, ours: dict[str, Any]) -> None:
     context = ours["had"]["reward"][0][0]
     pair = [context, R, R]
     assert ours["had"] == {"prompt": [N] * G, "summary": [S] * G, "reward": [pair] * G, "theta": [pair] * G}
@@ -56,7 +47,7 @@ def test_our_side_has_the_lengths_asked_for_and_moves_both_roles(job: bench.Job,
     through = ours["tokens_through"]
     assert through["rollout"] == N + G * (S - 1)  # the last token of a summary is drawn, not read
     assert N < through["phi"] <= 2 * (N + G * (S - 1))
-    parts = [ours[f"{part}_s"] for part in bench.PARTS]
+    parts = [ours[f"{part}_s"] for part in _step.PARTS]
     assert min(parts) > 0 and sum(parts) < ours["step_s"]
     assert bench.same_work([ours], [as_peer(ours)], job) == {"prompt": N, "summary": S, "context": context, "reply": R}
 
@@ -75,15 +66,15 @@ def as_peer(row: dict[str, Any]) -> dict[str, Any]:
         (lambda row: row["moved"].update(theta=0.0), "peer: a role did not move"),
     ],
 )
-def test_sides_that_did_other_work_are_refused(job: bench.Job, ours: dict[str, Any], change: Any, said: str) -> None:
+def test_sides_that_did_other_work_are_refused(job: _step.Job, ours: dict[str, Any], change: Any, said: str) -> None:
     other = as_peer(ours)
     change(other)
     with pytest.raises(EngineError, match=said):
         bench.same_work([ours], [as_peer(ours), other], job)
 
 
-def test_packed_and_plain_are_one_computation_of_fewer_tokens(job: bench.Job) -> None:
-    packed, plain = bench.packed(job), bench.plain(job)
+def test_packed_and_plain_are_one_computation_of_fewer_tokens(job: _step.Job) -> None:
+    packed, plain = _ours.packed(job), _ours.plain(job)
     assert bench.agree(packed, plain) < 1e-5 and packed["gradient"] > 0 and len(packed["logprobs"]) == G
     assert plain["tokens_through"] == {"packing": G * (N + S)}
     assert packed["tokens_through"]["packing"] <= N + G * (S - 1)
@@ -93,7 +84,7 @@ def test_packed_and_plain_are_one_computation_of_fewer_tokens(job: bench.Job) ->
 
 
 def test_a_part_of_the_clock_leaves_out_what_is_inside_it() -> None:
-    clock, began = bench.Clock(), time.perf_counter()
+    clock, began = _step.Clock(), time.perf_counter()
     with clock.part("phi"):
         time.sleep(0.02)
         with clock.part("reward"):
@@ -106,14 +97,14 @@ def test_a_part_of_the_clock_leaves_out_what_is_inside_it() -> None:
 
 def test_the_peak_is_that_of_the_step_alone() -> None:
     torch.ones(40_000_000).sum()  # 160 MB, gone before
-    before = bench.memory(reset=True)
+    before = _step.memory(reset=True)
     kept = torch.ones(20_000_000)
-    found = bench.memory(before)
+    found = _step.memory(before)
     assert kept.sum() > 0 and 70 < found["peak_mb"] - found["loaded_mb"] < 110
 
 
 def test_wrong_numbers_are_one_line(
-    tiny: tuple[Path, Any], job: bench.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: tuple[Path, Any], job: _step.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in (("--group 8 --rows 3", "--rows 3 must divide --group 8"), ("--summary 1", "at least 2")):
         with pytest.raises(SystemExit) as left:
@@ -126,13 +117,12 @@ def test_wrong_numbers_are_one_line(
         bench.step(job, 1)
 
 
-@needs_trl
-def test_trl_does_the_same_step(job: bench.Job) -> None:
+def test_trl_does_the_same_step(job: _step.Job) -> None:
     found = bench.step(job, 1)
     context = found["lengths"]["context"]
     assert found["lengths"] == {"prompt": N, "summary": S, "context": context, "reply": R}
-    bare = bench.Pinned(job)
-    asked = [sum(map(len, bench.asked_ids(bare.tokenizer, "", t))) for t in bare.person.targets]
+    bare = _step.Pinned(job)
+    asked = [sum(map(len, _step.asked_ids(bare.tokenizer, "", t))) for t in bare.person.targets]
     each = 2 * (context + R)
     assert found["peer"]["tokens_through"] == {
         "rollout": G * (N + S - 1),
@@ -141,5 +131,5 @@ def test_trl_does_the_same_step(job: bench.Job) -> None:
         "theta": 2 * G * each,  # the reference, and the update
     }
     assert "TRL" in found["peer"]["name"] and set(found["ratio"]) == {
-        "step_s", "peak_mb", *(f"{part}_s" for part in bench.PARTS)
+        "step_s", "peak_mb", *(f"{part}_s" for part in _step.PARTS)
     }  # fmt: skip

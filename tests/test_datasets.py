@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
+import importlib
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,6 @@ from popi_training.evaluate.data import HISTORY, same_text
 from popi_training.people import Person
 
 Row = dict[str, Any]
-PYARROW = pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="pyarrow is not installed")
-DATASETS = pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="`datasets` is not installed")
 
 
 def elix(n: int, judge: str, other: str = "", flip: bool = False) -> Row:
@@ -224,10 +223,9 @@ def test_a_folder_gives_one_split_and_the_licence_of_its_card(tmp_path: Path) ->
         load(str(tmp_path), split="validation")
 
 
-@PYARROW
 @pytest.mark.parametrize("format", ["elix", "alignx", "roleplay"])
 def test_parquet_and_arrow_give_what_json_gives(tmp_path: Path, format: str) -> None:
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     make: dict[str, list[Row]] = {
         "elix": [elix(n, "child") for n in range(12)],
         "alignx": [alignx(n) for n in range(12)],
@@ -249,17 +247,16 @@ def test_parquet_and_arrow_give_what_json_gives(tmp_path: Path, format: str) -> 
             load(str(tmp_path / name))
 
 
-@pytest.mark.skipif(bool(importlib.util.find_spec("pyarrow")), reason="pyarrow is installed")
-def test_without_pyarrow_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_without_pyarrow_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match="install pyarrow"):
         load(str(tmp_path / "rows.parquet"))
 
 
-@DATASETS
 @pytest.mark.filterwarnings("ignore")  # what the library warns of in its own pickling
 def test_what_the_library_loads_and_saves_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("datasets")
+    library = importlib.import_module("datasets")
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
     table = [roleplay(n, "ann") for n in range(12)]
     path = write(tmp_path / "train.jsonl", table)
@@ -279,8 +276,8 @@ def test_a_public_name_is_not_downloaded_unasked(name: str) -> None:
         load(name)
 
 
-@pytest.mark.skipif(bool(importlib.util.find_spec("datasets")), reason="`datasets` is installed")
-def test_without_the_library_one_line_says_what_to_do() -> None:
+def test_without_the_library_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"install `datasets`.* or give a local file"):
         load(PUBLIC["elix"], allow_download=True)
 

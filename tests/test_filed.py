@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from popi_edge import config
 from popi_edge.errors import ConfigError
@@ -17,6 +16,7 @@ from popi_training import recipe as recipes
 from tests import tiny_training as small
 from tests.test_train import edited
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 RECIPE = """\
 name = "file"
 method = "joint"
@@ -82,7 +82,6 @@ def test_a_round_takes_everybody_once_and_the_next_in_another_order(path: Path) 
 
 
 def test_a_run_trains_on_it_and_remembers_the_file(path: Path, tmp_path: Path) -> None:
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     trainer = train.open_run(recipes.read(path), path, config.load())
     train.run(trainer, tmp_path / "run", until=2, minutes=None, tell=lambda *_: None)
     metrics = train.read_metrics(tmp_path / "run" / train.METRICS)
@@ -94,8 +93,6 @@ def test_a_run_trains_on_it_and_remembers_the_file(path: Path, tmp_path: Path) -
     assert again.made_from["data"] != before
     with pytest.raises(ConfigError, match="begun from another data"):
         train.run(again, tmp_path / "run", until=2, minutes=None, tell=lambda *_: None)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 def test_check_says_what_it_would_be_trained_on(

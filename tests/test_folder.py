@@ -23,6 +23,7 @@ from tests.test_architectures import SHAPE
 from tests.test_joint import TABLE
 from tests.test_train import edited
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 STRINGS = [
     "Prefers short replies.", "Don't add <|im_end|> or <end_of_turn> here!", "naïve — 漢字 🙂\n\ttab", "",
     " a  b ", "12 of 345",
@@ -106,7 +107,6 @@ def test_tokens_are_those_of_transformers_and_plain_text_makes_no_control_token(
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_joint_step_moves_both_roles_on_it(made: Path, tmp_path: Path, full: bool) -> None:
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     path = made / f"recipe-{full}.toml"
     path.write_text((made / "recipe.toml").read_text().replace("[lora]", f"[lora]\nfull = {str(full).lower()}"))
     trainer = train.open_run(recipes.read(path), path, config.load())
@@ -121,8 +121,6 @@ def test_a_joint_step_moves_both_roles_on_it(made: Path, tmp_path: Path, full: b
     again = train.open_run(recipes.read(path), path, config.load())
     train.run(again, tmp_path / "run", until=3, minutes=None, tell=lambda *_: None)
     assert [m["step"] for m in train.read_metrics(tmp_path / "run" / train.METRICS)] == [1, 2, 3]
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests import tiny_training as small
 from tests.test_train import edited as edit
 from tests.test_train import figures
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 TABLE = """
 [joint]
 schedule = "{schedule}"
@@ -37,14 +37,6 @@ budget = 4
 lr_generate = 0.01
 """
 STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 @pytest.fixture(scope="module")

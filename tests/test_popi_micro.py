@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from popi_edge import config
 from popi_edge.errors import ConfigError
@@ -20,6 +18,7 @@ from popi_training.joint import Joint
 from tests import tiny_training as small
 from tests.test_train import edited, figures
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
     ("hidden = 128", "hidden = 32"), ("layers = 4", "layers = 1"), ("ffn = 384", "ffn = 64"),
     ("warmup = 20", "warmup = 2"), ("warm = 900", "warm = 3"), ("steps = 1100", "steps = 5"),
@@ -28,14 +27,6 @@ SMALL = (
     ("checkpoint_every = 50", "checkpoint_every = 1"),
 )  # fmt: skip
 RECIPE = Path(__file__).parent.parent / "training" / "recipes" / "popi-micro.toml"
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 @pytest.fixture

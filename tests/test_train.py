@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,9 @@ from popi_training.base import lora_state
 from tests import tiny as make
 from tests import tiny_training as small
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 STEPS = 14
 Popi = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    """A run sets threads and determinism for the process; the other tests shall not notice."""
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(exact)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,9 @@ class Told:
 DIMENSIONS: Mapping[str, Told] = {
     "expertise": Told(m.grade, "expert", "child", "reading grade"),
     "technical_depth": Told(m.rare, "technical", "plain", "long words beyond the common ones"),
-    "analogies": Told(minus(m.similes, m.literal), "analogy", "literal", "words of comparison, less those of mechanism"),
+    "analogies": Told(
+        minus(m.similes, m.literal), "analogy", "literal", "words of comparison, less those of mechanism"
+    ),
     "reasoning": Told(m.reasons, "shown", "answer_only", "words of reasoning"),
     "length": Told(m.length, "long", "short", "words"),
     "structure": Told(m.structure, "list", "prose", "items and headings"),
