@@ -135,9 +135,9 @@ def _of_world(run: Path) -> bool:
 
 def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
     """Every test part of the world; the object is that of the first, with all of them under ``parts``."""
-    from popi_training.cli_train import trainer_module
+    from popi_training.cli_train import require
 
-    trainer_module()
+    require()
     from popi_training import world_eval
 
     trainer = world_eval.open_trained(run)
@@ -146,9 +146,9 @@ def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
 
 
 def _exported(app: App, run: Path, out: Path) -> Path:
-    from popi_training.cli_train import trainer_module
+    from popi_training.cli_train import require
 
-    trainer_module()
+    require()
     from popi_export import bundle
 
     read = bundle.read(run, app.settings)

@@ -20,6 +20,7 @@ from popi_edge.cli.common import App, common
 from popi_edge.errors import ConfigError, EngineError
 from popi_training.cli import Meter
 from popi_training.evaluate.report import aligned
+from popi_training.runfolder import METRICS, RECIPE, RUN, differences, read_metrics
 
 if TYPE_CHECKING:
     from popi_training.recipe import Recipe
@@ -35,10 +36,15 @@ UNKNOWN = "not known to popi"
 PathType = click.Path(path_type=Path)
 
 
-def trainer_module(needed: tuple[str, ...] = NEEDED) -> Any:
-    """``popi_training.train``. Raises EngineError where a package that it needs is not installed."""
+def require(needed: tuple[str, ...] = NEEDED) -> None:
+    """Raises EngineError where a package is not installed; loads none."""
     if missing := [m for m in needed if importlib.util.find_spec(m) is None]:
         raise EngineError(f"{' and '.join(missing)} not installed; run: pip install 'popi-edge[training]'")
+
+
+def trainer_module() -> Any:
+    """``popi_training.train``. Raises EngineError where a package that it needs is not installed."""
+    require()
     from popi_training import train
 
     return train
@@ -130,7 +136,7 @@ def _replay(app: App, recipe: Recipe, where: Path, steps: int, against: Path) ->
     module = trainer_module()
     if steps > recipe.train.steps:
         raise ConfigError(f"the recipe has {recipe.train.steps} steps; {steps} cannot be replayed")
-    theirs = module.read_metrics(against / module.METRICS if against.is_dir() else against)
+    theirs = read_metrics(against / METRICS if against.is_dir() else against)
     trainer = module.open_run(recipe, where, app.settings)
     meter = Meter()
     with tempfile.TemporaryDirectory(prefix="popi-replay-") as folder:
@@ -138,7 +144,7 @@ def _replay(app: App, recipe: Recipe, where: Path, steps: int, against: Path) ->
             module.run(trainer, Path(folder), until=steps, minutes=None, tell=_telling(meter, "replaying"))
         finally:
             meter.close()
-        found = module.differences(module.read_metrics(Path(folder) / module.METRICS), theirs)
+        found = differences(read_metrics(Path(folder) / METRICS), theirs)
     more = f"\nand {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     good = f"{steps} steps agree bit for bit"
     app.emit({"steps": steps, "differences": found}, good if not found else "\n".join(found[:SHOWN]) + more)
@@ -322,14 +328,14 @@ def _run(folder: Path) -> dict[str, Any]:
     """A run's figures: step, steps, last loss, last figures on development users, when. Raises ConfigError."""
     from popi_training import recipe as recipes
 
-    module = trainer_module(("torch",))
-    metrics = module.read_metrics(folder / module.METRICS)
-    recipe = recipes.read(folder / module.RECIPE)
+    require(("torch",))
+    metrics = read_metrics(folder / METRICS)
+    recipe = recipes.read(folder / RECIPE)
     last = metrics[-1] if metrics else {"step": 0}
     dev: dict[str, Any] = next((m for m in reversed(metrics) if "dev_loss" in m), {})
     figures = {k: v for k, v in dev.items() if k.startswith("dev_")}
     try:
-        seconds = (folder / module.METRICS).stat().st_mtime
+        seconds = (folder / METRICS).stat().st_mtime
     except OSError as e:
         raise ConfigError(f"cannot read {folder}: {e.strerror}") from None
     when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
@@ -388,18 +394,17 @@ def list_(app: App, *, folder: Path) -> None:
 @common
 def show(app: App, *, name: str, folder: Path, every: int) -> None:
     """One run: its recipe, what it was made from, its metrics."""
-    module = trainer_module(("torch",))
     path = folder / name if (folder / name).is_dir() else Path(name)
-    if not (path / module.RUN).is_file():
+    if not (path / RUN).is_file():
         raise ConfigError(f"there is no run {name!r:.80} in {folder}")
     facts = _run(path)
-    metrics = module.read_metrics(path / module.METRICS)
+    metrics = read_metrics(path / METRICS)
     kept = [m for i, m in enumerate(metrics, 1) if m["step"] % every == 0 or i in (1, len(metrics)) or "dev_loss" in m]
     try:
-        made_from = json.loads((path / module.RUN).read_text("utf-8"))
-        recipe = (path / module.RECIPE).read_text("utf-8")
+        made_from = json.loads((path / RUN).read_text("utf-8"))
+        recipe = (path / RECIPE).read_text("utf-8")
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{path / module.RUN}: not a run: {e}") from None
+        raise ConfigError(f"{path / RUN}: not a run: {e}") from None
     keys = tuple(k for k in dict.fromkeys(k for m in metrics for k in m) if k != "seconds")
     cells = [tuple(_figure(m.get(key)) for key in keys) for m in kept]
 

@@ -11,16 +11,15 @@ import math
 import tomllib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError
+from popi_training.runfolder import METRICS, RECIPE, RUN, json_lines, metric_lines
 
-METRICS, RUN, RECIPE, RESULT, LISTING, BEFORE = (
-    "metrics.jsonl", "run.json", "recipe.toml", "result.json", "summaries.jsonl", "before.jsonl",
-)  # fmt: skip
+RESULT, LISTING, BEFORE = "result.json", "summaries.jsonl", "before.jsonl"
 VALUES = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens")
 LARGEST = 1e300
 """What is not smaller cannot be drawn."""
@@ -196,19 +195,6 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line; the value is None where the line is not JSON."""
-    try:
-        with path.open("rb") as file:
-            for n, blob in enumerate(file, 1):
-                try:
-                    yield n, json.loads(blob)
-                except (ValueError, RecursionError):
-                    yield n, None
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-
-
 def _made_from(path: Path) -> dict[str, str]:
     return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in _object(path).items()}
 
@@ -216,19 +202,16 @@ def _made_from(path: Path) -> dict[str, str]:
 def read_metrics(path: Path) -> Metrics:
     """The metrics of a run, field by field; a last line that was cut off is left out. Raises ConfigError."""
     series: dict[str, Series] = {}
-    lines = last = bad = 0
-    for n, value in _lines(path):
-        if bad:
-            raise ConfigError(f"{path}, line {bad}: not a line of metrics")
-        step = value.get("step") if isinstance(value, dict) else None
-        if type(step) is not int or not 0 <= step < 2**53:
-            bad = n
+    lines, last, cut = 0, 0, False
+    for line in metric_lines(path):
+        if line is None:
+            cut = True
             continue
-        lines, last = lines + 1, step
-        for name, v in value.items():
+        lines, last = lines + 1, line["step"]
+        for name, v in line.items():
             if name != "step" and isinstance(v, int | float) and not isinstance(v, bool):
-                series.setdefault(name, Series()).add(step, v)
-    return Metrics(lines, last, series, bool(bad))
+                series.setdefault(name, Series()).add(last, v)
+    return Metrics(lines, last, series, cut)
 
 
 def _titled(folders: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -307,7 +290,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def read_listing(path: Path) -> list[Listed]:
     """What ``popi eval --summaries`` wrote. Raises ConfigError naming the line."""
     out = []
-    for n, value in _lines(path):
+    for n, value in json_lines(path):
         try:
             margins = {str(c): (_number(m[0]), _number(m[1])) for c, m in value.get("margins", {}).items()}
             kept = {c: (a, b) for c, (a, b) in margins.items() if a is not None and b is not None}

@@ -35,11 +35,9 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
+from popi_training.runfolder import BEST, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
 from popi_training.team import Team
 
-METRICS, CHECKPOINT, BEST, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "best.pt", "run.json", "recipe.toml"
-UNCOMPARED = ("seconds",)
-"""Fields of a metrics line that a replay need not repeat bit for bit."""
 Tell = Callable[[int, int, Mapping[str, Any]], None]
 """Step, last step, the step's line of metrics."""
 
@@ -304,36 +302,3 @@ def _keep(path: Path, step: int) -> None:
     lines = read_metrics(path) if path.exists() else []
     with whole_file(path) as out:
         out.write("".join(json.dumps(m) + "\n" for m in lines if m["step"] <= step).encode())
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, step by step; a last line that was cut off is left out. Raises ConfigError."""
-    out = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-            out.append({**value, "step": int(value["step"])})
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise ConfigError(f"{path}, line {number}: not a line of metrics") from None
-    return out
-
-
-def differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:
-    """Where two runs' metrics differ in their common steps: empty if they agree bit for bit."""
-    known = {m["step"]: m for m in theirs}
-    out = []
-    for m in ours:
-        other = known.get(m["step"])
-        if other is None:
-            out.append(f"step {m['step']} is not there to compare with")
-            continue
-        keys = [k for k in m if k not in UNCOMPARED and not k.startswith("dev_")]
-        unlike = [k for k in keys if m[k] != other.get(k)]
-        out += [f"step {m['step']}: {k} {m.get(k)!r} against {other.get(k)!r}" for k in unlike]
-    return out
