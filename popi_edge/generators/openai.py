@@ -67,13 +67,17 @@ class OpenAIGenerator:
             body = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         except UnicodeEncodeError:
             raise GeneratorError(f"{self.who}: a message is not valid Unicode (a lone surrogate)") from None
+        return self.request(body, accept="text/event-stream" if stream else "application/json")
+
+    def request(self, body: bytes, *, accept: str = "application/json") -> Request:
+        """A body with where it goes and its headers. Raises GeneratorError for a key that no header can carry."""
         destination = f"{self.url.rstrip('/')}/chat/completions"
         headers = {
             "Host": urlsplit(destination).netloc,
             "User-Agent": "popi-edge",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
-            "Accept": "text/event-stream" if stream else "application/json",
+            "Accept": accept,
             "Accept-Encoding": "identity",
         }
         if self.key is not None:

@@ -6,6 +6,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -108,6 +110,10 @@ def evaluate(
     RUN: a run's folder, evaluated as the bundle that it would be exported to; one of the controlled world brings its
     own people and needs no --data.
     """
+    from popi_training.evaluate import choice, report, run
+    from popi_training.evaluate.data import load
+    from popi_training.evaluate.journal import Journal, write_whole
+
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
     if trained is not None and _of_world(trained):
@@ -117,14 +123,29 @@ def evaluate(
         return
     if data is None or format_ is None:
         raise click.UsageError("--data and --format say what to evaluate on")
-    if trained is not None:
-        with tempfile.TemporaryDirectory(prefix="popi-eval-") as folder:
-            bundle = str(_exported(app, trained, Path(folder) / "bundle"))
-            _evaluate(app, bundle, data, format_, half, part, limit, seed, engine, generator, generator_model,
-                      generator_key_env, profile, out, summaries)  # fmt: skip
-        return
-    _evaluate(app, bundle, data, format_, half, part, limit, seed, engine, generator, generator_model,
-              generator_key_env, profile, out, summaries)  # fmt: skip
+    if generator is None and (generator_model or generator_key_env):
+        raise click.UsageError("--generator-model and --generator-key-env need --generator")
+    chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
+    rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
+    with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
+        pair, meter = run.open_pair(opened, engine, app.settings), Meter()
+        try:
+            with Journal(out, pair.settings(rows, seed) | (chooser.settings() if chooser else {})) as journal:
+                if chooser is None:
+                    result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+                else:
+                    result, listing = choice.evaluate(
+                        rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
+                    )
+        finally:
+            meter.close()
+            pair.engine.close()
+    result |= {"half": half, "limit": limit}
+    if summaries is not None:
+        run.write_listing(summaries, listing)
+    if out is not None:
+        write_whole(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))
 
 
 def _of_world(run: Path) -> bool:
@@ -145,46 +166,15 @@ def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
     app.emit(tables[0] | {"step": trainer.step, "parts": tables}, lambda: "\n".join(map(world_eval.text, tables)))
 
 
-def _exported(app: App, run: Path, out: Path) -> Path:
+@contextmanager
+def _exported(app: App, run: Path) -> Iterator[str]:
+    """The folder of the bundle that a run would be exported to, as long as it is looked at."""
     from popi_training.cli_train import require
 
     require()
     from popi_export import bundle
 
-    read = bundle.read(run, app.settings)
-    bundle.export(read, out, app.settings, name=read.recipe.name, version=f"0.0.{read.step}")
-    return out
-
-
-def _evaluate(
-    app: App, bundle: str | None, data: Path, format_: str, half: str, part: str, limit: int | None, seed: int,
-    engine: str | None, generator: str | None, generator_model: str | None, generator_key_env: str | None,
-    profile: bool, out: Path | None, summaries: Path | None,
-) -> None:  # fmt: skip
-    from popi_training.evaluate import choice, report, run
-    from popi_training.evaluate.data import load
-    from popi_training.evaluate.journal import Journal, write_whole
-
-    if generator is None and (generator_model or generator_key_env):
-        raise click.UsageError("--generator-model and --generator-key-env need --generator")
-    chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
-    rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
-    pair = run.open_pair(bundle, engine, app.settings)
-    meter = Meter()
-    try:
-        with Journal(out, pair.settings(rows, seed) | (chooser.settings() if chooser else {})) as journal:
-            if chooser is None:
-                result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
-            else:
-                result, listing = choice.evaluate(
-                    rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
-                )
-    finally:
-        meter.close()
-        pair.engine.close()
-    result |= {"half": half, "limit": limit}
-    if summaries is not None:
-        run.write_listing(summaries, listing)
-    if out is not None:
-        write_whole(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))
+    with tempfile.TemporaryDirectory(prefix="popi-eval-") as folder:
+        read, out = bundle.read(run, app.settings), Path(folder) / "bundle"
+        bundle.export(read, out, app.settings, name=read.recipe.name, version=f"0.0.{read.step}")
+        yield str(out)

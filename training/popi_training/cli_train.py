@@ -210,7 +210,7 @@ def _checked_people(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
         people = [p for step in sampled for p in popi_micro.people(recipe, step)]
         source = {"from": "the controlled world", "people": t.steps * t.batch, "licence": "CC0-1.0", "dropped": {}}
         held = {"parts": [p for p in world.SEEDS if p not in ("train", "dev")], "prompts": None, "people": None}
-        reader = popi_micro.reader(0)
+        reader = popi_micro.reader()
     else:
         found = filed.load(recipe, where)
         people, loaded = list(found.train), found.loaded

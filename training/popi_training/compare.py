@@ -21,6 +21,7 @@ import numpy as np
 
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.evaluate.metrics import Outcome, interval
+from popi_training.runfolder import json_lines
 
 COMPARED = (
     ("summary", "summary"), ("oracle_summary", "summary"), ("raw", "summary"), ("oracle_summary", "oracle_summary"),
@@ -32,16 +33,12 @@ Listing = Mapping[str, Mapping[str, Any]]
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """Row id → its line, of the lines without a profile. Raises ConfigError for what is no listing."""
-    found, number = {}, 0
-    try:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):  # noqa: B007
-            value = json.loads(line)
-            if not value.get("profile"):
-                found[str(value["row"])] = {**value, "margins": dict(value["margins"])}
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{path}, line {number}: not a line of a listing: {e}") from None
+    found = {}
+    for number, value in json_lines(path):
+        if not isinstance(value, dict) or "row" not in value or not isinstance(value.get("margins"), dict):
+            raise ConfigError(f"{path}, line {number}: not a line of a listing")
+        if not value.get("profile"):
+            found[str(value["row"])] = value
     if not found:
         raise ConfigError(f"{path}: there is no row in it")
     return found

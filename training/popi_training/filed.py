@@ -7,6 +7,7 @@ occur.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Sequence
@@ -33,19 +34,22 @@ class Filed:
 
     def batch(self, recipe: Recipe, step: int) -> list[Person]:
         """The people of a step: every one of them once before anybody comes twice, each round in another order."""
-        size, out = recipe.train.batch, []
-        for k in range(step * size, (step + 1) * size):
-            turn, place = divmod(k, len(self.train))
-            order = list(range(len(self.train)))
-            random.Random(f"round:{recipe.seed}:{turn}").shuffle(order)
-            out.append(self.train[order[place]])
-        return out
+        size = recipe.train.batch
+        places = (divmod(k, len(self.train)) for k in range(step * size, (step + 1) * size))
+        return [self.train[_order(recipe.seed, turn, len(self.train))[place]] for turn, place in places]
 
     def couple(self, index: int) -> list[Person]:
         """Two development people who judge by different personas, where there are such."""
         first = self.dev[(2 * index) % len(self.dev)]
         others = [p for p in self.dev if self.loaded.persona(p) != self.loaded.persona(first)] or list(self.dev)
         return [first, others[(2 * index + 1) % len(others)]]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, turn: int, count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"round:{seed}:{turn}").shuffle(order)
+    return order
 
 
 def kept_apart(prompt: str) -> bool:

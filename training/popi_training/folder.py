@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import file_sha256
-from popi_edge.models.tokenizer import byte_alphabet
+from popi_edge.models.tokenizer import Tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3_text")
 SPACE = "▁"
@@ -77,9 +76,9 @@ def folder_sha256(folder: Path) -> str:
     return hashlib.sha256("\0".join(f"{p.name}:{file_sha256(p)}" for p in files).encode()).hexdigest()
 
 
-class FolderTokenizer:
-    """The tokenizer of a folder with what ``popi_edge.models.tokenizer.Tokenizer`` offers: plain text never becomes a
-    control token, and every token's bytes are known."""
+class FolderTokenizer(Tokenizer):
+    """The runtime's tokenizer, read from a folder instead of a GGUF: plain text never becomes a control token, and
+    every token's bytes are known."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ModelError for a tokenizer that is no BPE or has no end token."""
@@ -105,44 +104,23 @@ class FolderTokenizer:
         self.eos_ids: tuple[int, ...] = tuple(sorted(i for i in ends if i is not None))
         if not self.eos_ids:
             raise ModelError(f"{folder}: its tokenizer names no end token")
+        self._missing: frozenset[int] = frozenset()  # transformers keeps every character, whatever it becomes
         turn = [self._control[n] for n in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>") if n in self._control]
         self.eos = turn[0] if turn else self.eos_ids[0]
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text; control tokens in it stay text."""
-        return list(self._hf.encode(text, add_special_tokens=False).ids)
-
-    def control(self, name: str) -> int | None:
-        """The id of a control token, or None."""
-        return self._control.get(name)
-
-    @property
-    def controls(self) -> Sequence[str]:
-        """Names of all control tokens."""
-        return tuple(self._control)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens are left out, broken UTF-8 becomes U+FFFD."""
-        return b"".join(b for b in (self.token_bytes[i] for i in ids) if b is not None).decode("utf-8", "replace")
-
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes that each token decodes to; None for control tokens."""
-        controls, alphabet = set(self._control.values()), byte_alphabet()
-        out: list[bytes | None] = []
-        for i, token in enumerate(self.tokens):
-            if i in controls:
-                out.append(None)
-            elif self._bytelevel:
-                out.append(bytes(alphabet[c] for c in token if c in alphabet))
-            elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-                out.append(bytes([int(token[3:5], 16)]))
-            else:
-                out.append(token.replace(SPACE, " ").encode())
-        return out
+        if self._bytelevel:
+            return super().token_bytes
+        controls = set(self._control.values())
+        return [None if i in controls else _spelt(token) for i, token in enumerate(self.tokens)]
+
+
+def _spelt(token: str) -> bytes:
+    """The bytes of a token of a vocabulary with ▁ for spaces and <0x..> for bytes."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(SPACE, " ").encode()
 
 
 def _name(token: Any) -> str:

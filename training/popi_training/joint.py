@@ -206,7 +206,7 @@ class Joint(Trainer):
             leak, budget=j.budget, length=j.length, truncation=j.truncation, leaking=j.leak,
         )  # fmt: skip
         earned = objective.reward(found, j.beta)
-        right = torch.where(found == 0, 0.5, (found > 0).float()).mean(1)
+        right = objective.wins(found).mean(1)
         return {"reward": earned, "accuracy": right, "leak": leak, "worth": earned - cost}
 
     # moving -------------------------------------------------------------------------------------------------
@@ -317,8 +317,8 @@ class Joint(Trainer):
                     continue
                 found = self.margins([(z, t) for z in (texts[i], texts[1 - i]) for t in pairs]).view(2, -1)
                 losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
-                right += torch.where(found[0] == 0, 0.5, (found[0] > 0).float()).tolist()
-                beats += torch.where(found[0] == found[1], 0.5, (found[0] > found[1]).float()).tolist()
+                right += objective.wins(found[0]).tolist()
+                beats += objective.wins(found[0], found[1]).tolist()
         named = {"dev_loss": losses, "dev_accuracy": right, "dev_contrast": beats, "dev_tokens": tokens}
         found, texts = {k: self.team.gather(v) for k, v in named.items()}, self.team.gather(said)
         if not found["dev_loss"]:

@@ -22,6 +22,11 @@ def margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: T
     return chosen - rejected - (ref_chosen - ref_rejected)
 
 
+def wins(margins: Tensor, others: Tensor | float = 0.0) -> Tensor:
+    """1 where a margin is above the other, ½ where they tie, 0 below; of the margins' shape."""
+    return torch.where(margins == others, 0.5, (margins > others).float())
+
+
 def dpo_loss(margins: Tensor, beta: float) -> Tensor:
     """−log σ(β m), the mean over all margins (DPO, arXiv 2305.18290, eq. 7, with the summary in π_θ alone)."""
     return -logsigmoid(beta * margins).mean()

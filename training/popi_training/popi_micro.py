@@ -26,12 +26,12 @@ VOCABULARY = 1_000
 
 
 @functools.cache
-def reader(seed: int) -> warm.Reader:
+def reader() -> warm.Reader:
     """The tokenizer of the world under the prompt contract, read as a device would from a GGUF file."""
     words = micro.vocabulary(world.vocabulary_texts(), VOCABULARY)
     with tempfile.TemporaryDirectory(prefix="popi-micro-") as folder:
         path = Path(folder) / "words.gguf"
-        micro.write(path, micro.untrained(len(words[0]), seed), words)
+        micro.write(path, micro.untrained(len(words[0]), 0), words)
         return warm.Reader.of(path)
 
 
@@ -56,8 +56,8 @@ def couple(index: int) -> list[Person]:
 
 def open_run(recipe: Recipe, device: str) -> Joint:
     """Both models, drawn by the recipe's seed, and the world."""
-    words, read = len(micro.vocabulary(world.vocabulary_texts(), VOCABULARY)[0]), reader(0)
-    models = [micro.untrained(words, 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)]
+    read = reader()
+    models = [micro.untrained(len(read.tokenizer), 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)]
     made = {
         "recipe": recipe_hash(recipe),
         "world": digest([dict(world.WORLD), asdict(recipe.scratch), json.loads(json.dumps(world.SEEDS))]),

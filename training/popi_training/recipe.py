@@ -216,9 +216,10 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     raise ConfigError(f"{where}: {key} must be {name}, not {value!r:.40}")
 
 
-def _check(r: Recipe, where: str) -> None:
-    t, u, j = r.train, r.users, r.joint
-    limits: list[tuple[str, float, float, float]] = [
+def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
+    """(key, value, least, most) of every number."""
+    t, u, j, s = r.train, r.users, r.joint, r.scratch
+    return [
         ("train.steps", t.steps, 1, MAX_STEPS), ("train.batch", t.batch, 1, 1024), ("train.lr", t.lr, 1e-9, 1),
         ("train.warmup", t.warmup, 0, t.steps), ("train.decay", t.decay, 0, 1), ("train.clip", t.clip, 1e-6, 1e6),
         ("train.phrasings", t.phrasings, 1, 64), ("train.halfway", t.halfway, 0, 64),
@@ -234,17 +235,21 @@ def _check(r: Recipe, where: str) -> None:
         ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
         ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
-        ("scratch.hidden", r.scratch.hidden, 0, 4096), ("scratch.layers", r.scratch.layers, 1, 64),
-        ("scratch.heads", r.scratch.heads, 1, 64), ("scratch.kv_heads", r.scratch.kv_heads, 1, r.scratch.heads),
-        ("scratch.ffn", r.scratch.ffn, 8, 16384), ("scratch.context", r.scratch.context, 64, 8192),
-        ("lora.rank", r.lora.rank, 1,
-        256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1), ("users.most", u.most, 2, 64),
+        ("scratch.hidden", s.hidden, 0, 4096), ("scratch.layers", s.layers, 1, 64),
+        ("scratch.heads", s.heads, 1, 64), ("scratch.kv_heads", s.kv_heads, 1, s.heads),
+        ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
+        ("lora.rank", r.lora.rank, 1, 256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1),
+        ("users.most", u.most, 2, 64),
         ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
         *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
         *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
         *((f"users.kinds.{k}", w, 0, 1e9) for k, w in u.kinds.items()),
     ]  # fmt: skip
-    for key, value, low, high in limits:
+
+
+def _check(r: Recipe, where: str) -> None:
+    u, j, s = r.users, r.joint, r.scratch
+    for key, value, low, high in _bounds(r):
         if not low <= value <= high:  # also NaN
             raise ConfigError(f"{where}: {key} is {value:g}; it must lie between {low:g} and {high:g}")
     for key, weights in (("wants", u.wants), ("signals", u.signals), ("kinds", tuple(u.kinds.values()))):
@@ -261,7 +266,6 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
             f"not {r.method!r:.40} of {r.role!r:.40}"
         )
-    s = r.scratch
     if s.hidden and (s.hidden % s.heads or s.hidden // s.heads % 2 or s.heads % s.kv_heads):
         raise ConfigError(f"{where}: scratch.hidden must be an even multiple of heads, and heads one of kv_heads")
     if bool(s.hidden) != r.data.world or (r.data.world and r.method != "joint"):

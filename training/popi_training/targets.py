@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from popi_training import warm
 from popi_training.people import Person, Target
@@ -19,13 +18,11 @@ def batch(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) -> lis
     """
     j = recipe.joint
     count = j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group)
-    return [
-        replace(
-            _person(user, data.train, count, recipe.seed),
-            oracle=reader.say(user.wants, data.train, random.Random(f"say:{user.id}"), data.weights),
-        )
-        for user in warm.users_of(recipe, data, step)
-    ]
+    people = []
+    for user in warm.users_of(recipe, data, step):
+        oracle = reader.say(user.wants, data.train, random.Random(f"say:{user.id}"), data.weights)
+        people.append(_person(user, data.train, count, recipe.seed, oracle))
+    return people
 
 
 def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
@@ -34,7 +31,7 @@ def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
     return [_person(user, data.dev, recipe.joint.pairs, recipe.seed) for user in users]
 
 
-def _person(user: User, material: Material, count: int, seed: int) -> Person:
+def _person(user: User, material: Material, count: int, seed: int, oracle: str = "") -> Person:
     """A user with up to ``count`` targets about what they want, on prompts that their signals are not about."""
     name = user.id.removesuffix(":0").removesuffix(":1")
     rng = random.Random(f"targets:{seed}:{name}")
@@ -49,4 +46,4 @@ def _person(user: User, material: Material, count: int, seed: int) -> Person:
             pole = wanted[pair.dimension]
             other = next(p for p in sorted(pair.replies) if p != pole)
             targets[prompt] = Target(prompt, pair.replies[pole], pair.replies[other])
-    return Person(user.id, user.signals, tuple(targets.values()))
+    return Person(user.id, user.signals, tuple(targets.values()), oracle)

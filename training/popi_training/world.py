@@ -336,19 +336,25 @@ def opposite(person: Person) -> Person:
     return Person(f"{person.id}:opposite", tuple(signals), targets, mirror(person.oracle))
 
 
-def counted(signals: Sequence[Signal]) -> tuple[Want, ...]:
-    """What somebody would say who only counts: the poles that were liked more often than not, at most three, the most
-    often liked first. That is not the best that can be said, but everything in it is there to be read."""
-    counts: Counter[int] = Counter()
+def tally(signals: Sequence[Signal], key: Mapping[str, Any]) -> Counter[Any]:
+    """How often more each word, or what ``key`` makes of it, was liked than not."""
+    counts: Counter[Any] = Counter()
     for s in signals:
         for name in ("chosen", "rejected", "response", "text"):
             sign = -1 if name == "rejected" or (isinstance(s, Rating) and s.score < 0.5) else 1
-            found = [(MARKERS | SAID)[w] for w in words(getattr(s, name, "")) if w in MARKERS or w in SAID]
-            counts.update({a: 0 for a, _ in found})
-            for a, side in found:
-                counts[a] += sign * side
-    liked = sorted((a for a, n in counts.items() if n), key=lambda a: (-abs(counts[a]), a))[:MOST]
-    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][counts[a] < 0]) for a in liked)
+            for word in words(getattr(s, name, "")):
+                if word in key:
+                    counts[key[word]] += sign
+    return counts
+
+
+def counted(signals: Sequence[Signal]) -> tuple[Want, ...]:
+    """What somebody would say who only counts: the poles that were liked more often than not, at most three, the most
+    often liked first. That is not the best that can be said, but everything in it is there to be read."""
+    poles = tally(signals, MARKERS | SAID)
+    lead = {a: poles[a, 1] - poles[a, -1] for a in range(len(ATTRIBUTES))}
+    liked = sorted((a for a, n in lead.items() if n), key=lambda a: (-abs(lead[a]), a))[:MOST]
+    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][lead[a] < 0]) for a in liked)
 
 
 @functools.cache

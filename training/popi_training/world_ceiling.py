@@ -8,26 +8,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from popi_edge.signals import Rating, Signal
+from popi_edge.signals import Signal
 from popi_training.evaluate.metrics import interval, wins
 from popi_training.people import Target
-from popi_training.world import MARKERS, SAID, SEEDS, SHARPNESS, TARGETS, bayes, draw, follow, read, say, view, words
+from popi_training.world import (
+    MARKERS,
+    SAID,
+    SEEDS,
+    SHARPNESS,
+    TARGETS,
+    bayes,
+    draw,
+    follow,
+    read,
+    say,
+    tally,
+    view,
+    words,
+)
 
 
 def majority(signals: Sequence[Signal], target: Target, key: Mapping[str, Any]) -> int:
     """A rule that knows no Bayes: words (or what ``key`` makes of them) count up where liked and down where not; by how
     much the chosen reply's count is the higher."""
-    counts: Counter[Any] = Counter()
-    for s in signals:
-        for name in ("chosen", "rejected", "response", "text"):
-            sign = -1 if name == "rejected" or (isinstance(s, Rating) and s.score < 0.5) else 1
-            counts.update({key[w]: sign for w in words(getattr(s, name, "")) if w in key})
+    counts = tally(signals, key)
     up, down = (sum(counts[key[w]] for w in words(t) if w in key) for t in (target.chosen, target.rejected))
     return up - down
 

@@ -147,20 +147,11 @@ class Chooser(OpenAIGenerator):
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         } | ({"logprobs": True, "top_logprobs": top} if top else {})
-        body = json.dumps(content, separators=(",", ":")).encode()
-        destination = f"{self.url.rstrip('/')}/chat/completions"
-        headers = {
-            "Host": urlsplit(destination).netloc,
-            "User-Agent": "popi-edge",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-        } | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        deadline = Deadline(self.timeout_s)
+        request = self.request(json.dumps(content, separators=(",", ":")).encode())
         with post(
-            destination, headers, body, deadline=deadline, max_bytes=self.max_reply_bytes, who=self.who
-        ) as response:
+            request.destination, request.headers, request.body,
+            deadline=Deadline(self.timeout_s), max_bytes=self.max_reply_bytes, who=self.who,
+        ) as response:  # fmt: skip
             self._refuse(response)
             choice = self._choice(b"".join(response.chunks))
         message = choice.get("message")
