@@ -27,7 +27,7 @@ from popi_edge.errors import ConfigError, PopiError
 from popi_edge.files import whole_file
 from popi_training import recipe as recipes
 from popi_training import train, world_eval
-from popi_training.evaluate.metrics import interval
+from popi_training.evaluate.metrics import difference, gap_closed
 
 ARMS: Mapping[str, tuple[str, int, bool]] = {
     "frozen": ("frozen", 1, False),
@@ -121,17 +121,16 @@ def verdicts(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str]
             means = np.array([x.mean() - y.mean() for x, y in zip(*rows, strict=True)])
             table = found[f"{seeds[0]}/{a}"][k]
             people = [str(i * table["users"] // table["pairs"]) for i in range(table["pairs"])] * len(seeds)
-            low, high = interval(np.concatenate(rows[0]) - np.concatenate(rows[1]), people) or (math.nan, math.nan)
             p = t_test(means) if len(seeds) > 1 else None
-            out.append({"part": part, "a": a, "b": b, "difference": float(means.mean()), "low": low, "high": high, "p":
-            p})
+            apart = np.concatenate(rows[0]) - np.concatenate(rows[1])
+            out.append({"part": part, "a": a, "b": b, **difference(apart, people, seed=0), "p": p})
     ranked = sorted((v for v in out if v["p"] is not None), key=lambda v: v["p"])
     worst = 0.0
     for i, v in enumerate(ranked):
         worst = max(worst, min(1.0, (len(ranked) - i) * v["p"]))
         v["holm"] = worst
     for v in out:
-        v["clear"] = v["p"] is not None and v["holm"] < 0.05 and (v["low"] > 0 or v["high"] < 0)
+        v["clear"] = v["clear"] and v["p"] is not None and v["holm"] < 0.05
     return out
 
 
@@ -162,7 +161,7 @@ def summary(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str])
                 entry[metric] = float(np.mean([t["conditions"][condition][metric] for t in tables]))
             none = float(np.mean([t["conditions"]["none"]["accuracy"] for t in tables]))
             top = float(np.mean([t["conditions"]["bayes"]["accuracy"] for t in tables]))
-            entry["gap_closed"] = (entry["accuracy"] - none) / (top - none)
+            entry["gap_closed"] = gap_closed(entry["accuracy"], none, top)
             entry["seeds"] = [round(t["conditions"][condition]["accuracy"], 4) for t in tables]
             out.append(entry)
     return out
@@ -193,9 +192,10 @@ def main() -> None:
         print(json.dumps(result, indent=1))
         return
     for e in result["table"]:
+        gap = "–" if e["gap_closed"] is None else f"{e['gap_closed']:.2f}"
         print(
             f"{e['part']:13} {e['condition']:24} {e['accuracy']:.3f}  contrast {e['contrast']:.3f}  "
-            f"{e['tokens']:4.1f} tokens  gap {e['gap_closed']:.2f}  seeds {e['seeds']}"
+            f"{e['tokens']:4.1f} tokens  gap {gap}  seeds {e['seeds']}"
         )
     for v in result["verdicts"]:
         star = " *" if v["clear"] else ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -112,7 +111,7 @@ def evaluate(
     """
     from popi_training.evaluate import choice, report, run
     from popi_training.evaluate.data import load
-    from popi_training.evaluate.journal import Journal, write_whole
+    from popi_training.evaluate.journal import Journal, write_json
 
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
@@ -128,23 +127,20 @@ def evaluate(
     chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
-        pair, meter = run.open_pair(opened, engine, app.settings), Meter()
-        try:
-            with Journal(out, pair.settings(rows, seed) | (chooser.settings() if chooser else {})) as journal:
-                if chooser is None:
-                    result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
-                else:
-                    result, listing = choice.evaluate(
-                        rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
-                    )
-        finally:
-            meter.close()
-            pair.engine.close()
+        pair = run.open_pair(opened, engine, app.settings)
+        settings = pair.settings(rows, seed) | (chooser.settings() if chooser else {})
+        with closing(pair.engine), closing(Meter()) as meter, Journal(out, settings) as journal:
+            if chooser is None:
+                result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+            else:
+                result, listing = choice.evaluate(
+                    rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
+                )
     result |= {"half": half, "limit": limit}
     if summaries is not None:
         run.write_listing(summaries, listing)
     if out is not None:
-        write_whole(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        write_json(out / "result.json", result)
     app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))
 
 

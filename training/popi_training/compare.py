@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge.errors import ConfigError, PopiError
-from popi_training.evaluate.metrics import Outcome, interval
+from popi_training.evaluate.metrics import Outcome, difference, mean
 from popi_training.runfolder import json_lines
 
 COMPARED = (
@@ -66,12 +66,10 @@ def compare(before: Listing, after: Listing, *, seed: int = 0) -> dict[str, Any]
         a, b = outcome(before, rows, first), outcome(after, rows, second)
         if a is None or b is None:
             continue
-        for metric, values in (("accuracy", b.right - a.right), ("contrast", b.beats - a.beats)):
-            low, high = interval(values, clusters, seed=seed) or (float("nan"), float("nan"))
-            was, now = (float((o.right if metric == "accuracy" else o.beats).mean()) for o in (a, b))
+        for metric, was, now in (("accuracy", a.right, b.right), ("contrast", a.beats, b.beats)):
             out.append({
-                "before": first, "after": second, "metric": metric, "was": was, "now": now,
-                "difference": float(values.mean()), "low": low, "high": high, "clear": bool(low > 0 or high < 0),
+                "before": first, "after": second, "metric": metric, "was": mean(was), "now": mean(now),
+                **difference(now - was, clusters, seed=seed),
             })  # fmt: skip
     return {"rows": len(rows), "clusters": len(set(clusters)), "differences": out}
 
@@ -93,9 +91,10 @@ def main() -> None:
     print(f"{found['rows']} rows, {found['clusters']} prompts; after less before")
     for d in found["differences"]:
         star = " *" if d["clear"] else ""
+        span = "(one prompt)" if d["low"] is None else f"[{d['low']:+.3f}, {d['high']:+.3f}]"
         print(
             f"{d['after']:>16} after, {d['before']:>16} before, {d['metric']:8} {d['was']:.3f} -> {d['now']:.3f}  "
-            f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]{star}"
+            f"{d['difference']:+.3f} {span}{star}"
         )
 
 

@@ -18,6 +18,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,15 +114,12 @@ def main() -> None:
         model = open_pair(options.bundle, options.engine, settings)
         if options.sampled is not None:
             model = replace(model, engine=Sampled(model.engine, options.sampled, options.seed))
-        meter, lines = Meter(), []
-        try:
+        lines = []
+        with closing(model.engine), closing(Meter()) as meter:
             for user, wants in people:
                 [(_, text, _)] = summaries(model, [user])
                 lines.append(line(user, wants, text))
                 meter("summaries", 1, len(people))
-        finally:
-            meter.close()
-            model.engine.close()
         write_whole(options.out, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
         read = attacker.read(options.out)
         found = {name: attacker.attack(read, options.seed, same_wants=same)

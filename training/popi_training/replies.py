@@ -28,6 +28,7 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from popi_training.cli import Meter
 from popi_training.corpus import Pair
 from popi_training.evaluate import run
 from popi_training.evaluate.data import Dataset, Row
-from popi_training.evaluate.journal import Journal, write_whole
+from popi_training.evaluate.journal import Journal, write_json, write_whole
 from popi_training.evaluate.metrics import interval, mean, wins
 from popi_training.evaluate.report import aligned, bounds, number
 from popi_training.users import Material, Mix, Want, draw
@@ -259,13 +260,10 @@ def of_bundle(
     bundle: str, asked: Sequence[Item], options: argparse.Namespace, folder: Path | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A bundle's figures and its lines."""
-    pair, meter = run.open_pair(bundle, options.engine, config.load()), Meter()
-    try:
-        with Journal(folder, settings(pair, asked, options.set, options.seed)) as journal:
-            lines = sampled(asked, pair, journal, meter)
-    finally:
-        meter.close()
-        pair.engine.close()
+    pair = run.open_pair(bundle, options.engine, config.load())
+    known = settings(pair, asked, options.set, options.seed)
+    with closing(pair.engine), closing(Meter()) as meter, Journal(folder, known) as journal:
+        lines = sampled(asked, pair, journal, meter)
     about = {"model": pair.model, "identity": pair.identity, "engine": pair.engine.name,
              "adapter": pair.generate_adapter is not None}  # fmt: skip
     return about | figures(lines, options.seed), lines
@@ -287,7 +285,7 @@ def main() -> None:
         if options.listing:
             write_whole(options.listing, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in listing))
         if options.out:
-            write_whole(options.out, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_json(options.out, result)
     except (PopiError, OSError) as e:
         sys.exit(f"replies: {e}")
     print(text(result))

@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from popi_training.cli import Meter
 from popi_training.evaluate import report, run
 from popi_training.evaluate.conditions import contexts, draw_donors, signals_key, user_signals
 from popi_training.evaluate.data import FORMATS, HALVES, Dataset, load
-from popi_training.evaluate.journal import UNITS, Journal, write_whole
+from popi_training.evaluate.journal import UNITS, Journal, write_json
 from popi_training.evaluate.metrics import Outcome, gap_closed, interval, mean
 from popi_training.paraphrase import changed, content, paraphrase
 
@@ -203,15 +204,11 @@ def main() -> None:
         summaries = summaries_of(source, data, options.seed)
         pair = run.open_pair(DEFAULT if options.base else options.bundle, options.engine, config.load())
         folder = options.out.with_suffix(".units") if options.out else None
-        meter = Meter()
-        try:
-            with Journal(folder, pair.settings(data, options.seed)) as journal:
-                result = transfer(
-                    data, summaries, pair, journal, seed=options.seed, reworded=options.paraphrase, advance=meter
-                )
-        finally:
-            meter.close()
-            pair.engine.close()
+        known = pair.settings(data, options.seed)
+        with closing(pair.engine), closing(Meter()) as meter, Journal(folder, known) as journal:
+            result = transfer(
+                data, summaries, pair, journal, seed=options.seed, reworded=options.paraphrase, advance=meter
+            )
         written = result.get("unparaphrased", result)
         result |= {
             "source": {"folder": str(options.source), **{k: source.settings[k] for k in ("bundle", "engine")}},
@@ -221,7 +218,7 @@ def main() -> None:
             "limit": options.limit, "seed": options.seed,
         }  # fmt: skip
         if options.out:
-            write_whole(options.out, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_json(options.out, result)
     except (PopiError, OSError) as e:
         sys.exit(f"transfer: {e}")
     print(text(result))

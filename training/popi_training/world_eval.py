@@ -36,7 +36,7 @@ from popi_edge import config
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import recipe as recipes
 from popi_training import train, world
-from popi_training.evaluate.metrics import Outcome, gap_closed, interval, mean
+from popi_training.evaluate.metrics import Outcome, entry, gap_closed
 from popi_training.joint import Joint
 from popi_training.people import Person
 from popi_training.rollout import rollout
@@ -103,7 +103,10 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     clusters = [p.id for p in own for _ in p.targets]
     length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0}
     length["warm_summary"] = length["warm_in_joint"]
-    conditions = {name: _entry(o, clusters, seed) | {"tokens": length[name]} for name, o in found.items()}
+    conditions: dict[str, dict[str, Any]] = {
+        name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast") | {"tokens": length[name]}
+        for name, o in found.items()
+    }
     none = {"accuracy": conditions["none"]["accuracy"], "contrast": 0.5}
     return {
         "part": part,
@@ -137,17 +140,6 @@ def _constant(trainer: Joint, people: Sequence[Person], texts: Sequence[str]) ->
 
 def _tokens(trainer: Joint, texts: Sequence[str]) -> float:
     return sum(len(trainer.reader.tokenizer.encode(t)) for t in texts) / len(texts)
-
-
-def _entry(outcome: Outcome, clusters: Sequence[str], seed: int) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, values, low, high in (
-        ("accuracy", outcome.right, "low", "high"),
-        ("contrast", outcome.beats, "contrast_low", "contrast_high"),
-    ):
-        bounds = interval(values, clusters, seed=seed) or (None, None)
-        out |= {name: mean(values), low: bounds[0], high: bounds[1]}
-    return out
 
 
 def _f1(texts: Sequence[str], truth: Sequence[world.Type]) -> float:

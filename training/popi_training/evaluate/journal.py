@@ -108,3 +108,8 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text.encode("utf-8"))
     except OSError as e:
         raise StoreError(f"cannot write {path}: {e.strerror}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result so that it is there whole or not at all. Raises StoreError."""
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

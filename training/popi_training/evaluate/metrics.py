@@ -90,7 +90,8 @@ def longer(lengths: Sequence[tuple[int, int]]) -> Values:
     return wins([c for c, _ in lengths], np.array([r for _, r in lengths], np.float64))
 
 
-def _entry(values: Values, clusters: Sequence[str], seed: int, prefix: str = "") -> dict[str, float | None]:
+def entry(values: Values, clusters: Sequence[str], seed: int, prefix: str = "") -> dict[str, float | None]:
+    """A mean with its interval, as a table has it: ``accuracy``, ``low``, ``high``, or by the ``prefix``."""
     bounds = interval(values, clusters, seed=seed) or (None, None)
     name = prefix or "accuracy"
     low, high = (f"{prefix}_low", f"{prefix}_high") if prefix else ("low", "high")
@@ -111,14 +112,14 @@ def table(
     conditions = {}
     for name, outcome in outcomes.items():
         conditions[name] = {
-            **_entry(outcome.right[pick], groups, seed),
-            **_entry(outcome.beats[pick], groups, seed, "contrast"),
+            **entry(outcome.right[pick], groups, seed),
+            **entry(outcome.beats[pick], groups, seed, "contrast"),
             "tokens": mean(outcome.tokens[pick]),
         }
     nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
     return {
         "conditions": conditions,
-        "baselines": {name: _entry(v[pick], groups, seed) | nobody for name, v in baselines.items()},
+        "baselines": {name: entry(v[pick], groups, seed) | nobody for name, v in baselines.items()},
         "gap_closed": gaps(conditions),
         "pairs": len(rows),
         "prompts": len(set(groups)),
@@ -137,6 +138,13 @@ def gaps(conditions: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict
     }
 
 
+def difference(values: Values, clusters: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """The mean of paired differences [n] with its interval; ``clear`` says that the interval leaves zero out."""
+    low, high = interval(values, clusters, seed=seed) or (None, None)
+    clear = low is not None and high is not None and (low > 0 or high < 0)
+    return {"difference": mean(values), "low": low, "high": high, "clear": clear}
+
+
 def comparisons(outcomes: Mapping[str, Outcome], clusters: Sequence[str], *, seed: int) -> list[dict[str, Any]]:
     """Paired differences a − b with intervals; ``clear`` says that the interval leaves zero out.
 
@@ -147,11 +155,6 @@ def comparisons(outcomes: Mapping[str, Outcome], clusters: Sequence[str], *, see
         if a not in outcomes or b not in outcomes:
             continue
         for metric, field in (("accuracy", "right"), ("contrast", "beats")):
-            difference = getattr(outcomes[a], field) - getattr(outcomes[b], field)
-            bounds = interval(difference, clusters, seed=seed)
-            out.append({
-                "a": a, "b": b, "metric": metric, "difference": mean(difference),
-                "low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None,
-                "clear": bool(bounds and (bounds[0] > 0 or bounds[1] < 0)),
-            })  # fmt: skip
+            values = getattr(outcomes[a], field) - getattr(outcomes[b], field)
+            out.append({"a": a, "b": b, "metric": metric, **difference(values, clusters, seed=seed)})
     return out
