@@ -79,21 +79,22 @@ def lora_parameters(model: Any, adapter: str = "infer") -> dict[str, Any]:
 
 def lora_state(model: Any, adapter: str = "infer") -> dict[str, np.ndarray]:
     """Copies of an adapter's arrays, by the names of ``lora_parameters``."""
-    return {name: p.detach().cpu().numpy().copy() for name, p in lora_parameters(model, adapter).items()}
+    from popi_training import shards
+
+    return {name: shards.array(p) for name, p in lora_parameters(model, adapter).items()}
 
 
 def load_lora(model: Any, state: dict[str, np.ndarray], adapter: str = "infer") -> None:
     """Put arrays of ``lora_state`` back. Raises ModelError where names or shapes differ."""
-    import torch
+    from popi_training import shards
 
     named = lora_parameters(model, adapter)
     if set(named) != set(state):
         raise ModelError("the adapter is for another model: its layers have other names")
-    with torch.no_grad():
-        for name, value in state.items():
-            if named[name].shape != value.shape:
-                raise ModelError(f"the adapter is for another model: {name} has shape {value.shape}")
-            named[name].copy_(torch.from_numpy(value))
+    for name, value in state.items():
+        if named[name].shape != value.shape:
+            raise ModelError(f"the adapter is for another model: {name} has shape {value.shape}")
+        shards.put(named[name], value)
 
 
 def start_lora(model: Any, start: Adapter, shape: Shape, adapter: str = "infer") -> None:

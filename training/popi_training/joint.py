@@ -48,6 +48,8 @@ TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
 Asked = tuple[str, Target]
 """A summary (empty: none) and a pair that is scored under it."""
+FILLER = Target("?", "no", "yes")
+"""What is scored, for nothing, where other processes have more to score."""
 
 
 @dataclass
@@ -71,8 +73,13 @@ class Joint(Trainer):
     ) -> None:  # fmt: skip
         """``make``: step → its people; ``dev``: index → a couple of development people."""
         rates = {"infer": recipe.train.lr, "generate": recipe.joint.lr_generate}
-        groups = [{"params": roles.parameters(r), "base_lr": lr, "role": r} for r, lr in rates.items()]
-        super().__init__(recipe, reader, roles, groups, made, device)
+        super().__init__(recipe, reader, roles, rates, made, device)
+        if self.team.sharding and recipe.joint.warm:
+            raise ConfigError("joint.warm keeps copies of whole models: warm up without sharding, and start from that")
+        if self.team.sharding and recipe.train.dev_users % self.team.size:
+            raise ConfigError(
+                f"train.dev_users {recipe.train.dev_users} cannot be shared out evenly among {self.team.size} processes"
+            )
         self.make, self.dev = make, dev
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
@@ -144,8 +151,9 @@ class Joint(Trainer):
         asked = [self.reader.prompt(person.signals) for person in people]
         with self.roles.playing("infer") as model:
             drawn = rollout(
-                model, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask
-            )
+                model, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask,
+                most=self.team.most,
+            )  # fmt: skip
         return [
             Group(person, prompt, draws, [self.said(d) for d in draws])
             for person, prompt, draws in zip(people, asked, drawn, strict=True)
@@ -165,28 +173,31 @@ class Joint(Trainer):
     def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:
         """log π(y⁺|x,z) − log π(y⁻|x,z) of everything asked, [n] (nats)."""
         tokenizer = self.reader.tokenizer
-        contexts = [prompts.generate_ids(tokenizer, t.prompt, summary=z or None) for z, t in asked]
-        pairs = [
-            (prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in asked
-        ]
+        found = []
         with self.roles.playing(role) as model:
-            found = [
-                pair_logprobs(model, contexts[i : i + TOGETHER], pairs[i : i + TOGETHER], TOGETHER)
-                for i in range(0, len(asked), TOGETHER)
-            ]
-        both = torch.cat(found)
-        return both[:, 0] - both[:, 1]
+            for some in self._rounds(asked):
+                contexts = [prompts.generate_ids(tokenizer, t.prompt, summary=z or None) for z, t in some]
+                replies = [tuple(prompts.reply_ids(tokenizer, y) for y in (t.chosen, t.rejected)) for _, t in some]
+                found.append(pair_logprobs(model, contexts, replies, TOGETHER))
+        both = torch.cat(found) if found else torch.zeros((0, 2), device=self.device)
+        return (both[:, 0] - both[:, 1])[: len(asked)]
+
+    def _rounds(self, asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+        """What is asked in chunks, and as many fillers as make them as many as any process has that must call the
+        models as often."""
+        chunks = [asked[i : i + TOGETHER] for i in range(0, len(asked), TOGETHER)]
+        return [*chunks, *[[("", FILLER)]] * (self.team.most(len(chunks)) - len(chunks))]
 
     @torch.no_grad()
     def references(self, wanted: Sequence[Target]) -> Tensor:
         """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); each is computed once in a run, one reply always
         before the other, so that a run that goes on gets the same numbers to the last bit."""
-        for t in dict.fromkeys(wanted):
-            if t not in self._references:
-                one, other = sorted((t.chosen, t.rejected))
-                value = float(self.ratios("reference", [("", Target(t.prompt, one, other))])[0])
-                self._references[Target(t.prompt, one, other)] = value
-                self._references[Target(t.prompt, other, one)] = -value
+        new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
+        new = list(dict.fromkeys(new))
+        for t in [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]:
+            value = float(self.ratios("reference", [("", t)])[0])
+            self._references[t] = value
+            self._references[Target(t.prompt, t.rejected, t.chosen)] = -value
         return torch.tensor([self._references[t] for t in wanted], device=self.device)
 
     def margins(self, asked: Sequence[Asked]) -> Tensor:
@@ -255,15 +266,15 @@ class Joint(Trainer):
         if not asked:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
         total, right = 0.0, 0.0
-        for i in range(0, len(asked), TOGETHER):
-            some = asked[i : i + TOGETHER]
+        for k, some in enumerate(self._rounds(asked)):
+            share = len(some) / whole if k * TOGETHER < len(asked) else 0.0
             reference = self.references([t for _, t in some])
             with self.roles.playing("generate"):
                 found = self.ratios("generate", some) - reference
-                loss = objective.dpo_loss(found, j.beta) * len(some) / whole
+                loss = objective.dpo_loss(found, j.beta) * share
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
-            right += float((found > 0).sum()) * size / whole
+            right += float((found > 0).float().mean()) * share * size
         line = {"dpo_loss": total, "dpo_accuracy": right}
         return line if "infer" in self.moving(self.step) else line | {"loss": total}
 
@@ -307,15 +318,15 @@ class Joint(Trainer):
         for couple in self.couples:
             with self.roles.playing("infer") as model:
                 asked = [self.reader.prompt(p.signals) for p in couple]
-                drawn = [d for (d,) in rollout(model, self.reader, asked, group=1, temperature=0.0)]
+                drawn = [
+                    d for (d,) in rollout(model, self.reader, asked, group=1, temperature=0.0, most=self.team.most)
+                ]
             texts = [self.said(d) for d in drawn]
             tokens += [len(d.ids) for d in drawn]
             said += texts
             for i, person in enumerate(couple):
                 pairs = person.targets[: self.recipe.joint.pairs]
-                if not pairs:
-                    continue
-                found = self.margins([(z, t) for z in (texts[i], texts[1 - i]) for t in pairs]).view(2, -1)
+                found = self.margins([(z, t) for z in (texts[i], texts[1 - i]) for t in pairs]).view(2, len(pairs))
                 losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
                 right += objective.wins(found[0]).tolist()
                 beats += objective.wins(found[0], found[1]).tolist()

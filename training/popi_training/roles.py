@@ -7,7 +7,7 @@ against) and ``reference`` (π_θ as it began: DESIGN's π_ref).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from popi_edge.errors import ModelError
-from popi_training import base
+from popi_training import base, shards
 
 TRAINED = ("infer", "generate")
 BEGAN = {"start": "infer", "reference": "generate"}
@@ -31,6 +31,9 @@ class Roles(Protocol):
 
     def begin(self, role: str) -> None:
         """Keep ``infer`` or ``generate`` as it is now: what ``start`` or ``reference`` plays from here on."""
+
+    def share_out(self, share: Callable[[Any], None]) -> None:
+        """Share every model out among processes; no role can be begun after that."""
 
     def parameters(self, role: str) -> list[Any]:
         """What is trained of a role."""
@@ -54,6 +57,9 @@ class One:
 
     def begin(self, role: str) -> None:
         raise NotImplementedError("a warm start is compared with nothing")
+
+    def share_out(self, share: Callable[[Any], None]) -> None:
+        raise NotImplementedError("a warm start runs in one process")
 
     def parameters(self, role: str) -> list[Any]:
         return list(base.lora_parameters(self.model).values())
@@ -89,12 +95,16 @@ class Adapters:
         if adapter is None:
             with self.model.disable_adapter():
                 yield self.model
-            return
-        self.model.set_adapter(adapter)
-        for name in TRAINED:  # setting one adapter freezes the others
-            for p in base.lora_parameters(self.model, name).values():
-                p.requires_grad_(True)
-        yield self.model
+        else:
+            self.model.set_adapter(adapter)
+            for name in TRAINED:  # setting one adapter freezes the others
+                for p in base.lora_parameters(self.model, name).values():
+                    p.requires_grad_(True)
+            yield self.model
+        _put_away(self.model)
+
+    def share_out(self, share: Callable[[Any], None]) -> None:
+        share(self.model)
 
     def parameters(self, role: str) -> list[Any]:
         return list(base.lora_parameters(self.model, role).values())
@@ -122,21 +132,28 @@ class Models:
     @contextmanager
     def playing(self, role: str) -> Iterator[Any]:
         yield self.models[role]
+        _put_away(self.models[role])
+
+    def share_out(self, share: Callable[[Any], None]) -> None:
+        for model in self.models.values():
+            share(model)
 
     def parameters(self, role: str) -> list[Any]:
         return list(self.models[role].parameters())
 
     def state(self) -> States:
-        return {
-            role: {n: p.detach().cpu().numpy().copy() for n, p in model.named_parameters()}
-            for role, model in self.models.items()
-        }
+        return {role: {n: shards.array(p) for n, p in model.named_parameters()} for role, model in self.models.items()}
 
     def load(self, states: States) -> None:
         for role, model in self.models.items():
             named, state = dict(model.named_parameters()), states.get(role, {})
             if set(named) != set(state) or any(named[n].shape != v.shape for n, v in state.items()):
                 raise ModelError(f"what was saved of {role} is for another model")
-            with torch.no_grad():
-                for name, value in state.items():
-                    named[name].copy_(torch.from_numpy(value))
+            for name, value in state.items():
+                shards.put(named[name], value)
+
+
+def _put_away(model: Any) -> None:
+    """Of a model that is shared out this process keeps no more than its part; a backward pass sees to it itself."""
+    if hasattr(model, "reshard") and not torch.is_grad_enabled():
+        model.reshard()

@@ -10,7 +10,7 @@ at the rollout's temperature (DESIGN, closed vocabulary).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,14 @@ def rollout(
     temperature: float,
     seeds: Sequence[int] | None = None,
     mask: bool = True,
+    most: Callable[[int], int] = int,
 ) -> list[list[Draw]]:
     """``group`` summaries of each prompt, [prompts][group]; temperature 0 takes the likeliest token. Without ``mask``
     every id is allowed everywhere.
 
     ``seeds``: one a prompt, for a CPU generator of its own, so that what is drawn of a prompt depends on neither the
-    other prompts nor the device, as long as the logits are the same.
+    other prompts nor the device, as long as the logits are the same. ``most``: of a count, the largest of any process
+    that must call the model as often as this one (``Team.most``).
     Raises ValueError for no prompts or a group below 1.
     """
     if not prompts or group < 1:
@@ -79,16 +81,17 @@ def rollout(
             if mask and not done[row]:
                 states[row] = reader.vocabulary.advance(states[row], token)
         alive = [row for row in alive if not done[row]]
-        if not alive or step + 1 == limit:
+        if not most(len(alive)) or step + 1 == limit:
             break
-        own = torch.tensor(alive)[None, :] == torch.arange(rows)[:, None]
+        on = alive or [0]  # where only others go on, a token that nobody sees
+        own = torch.tensor(on)[None, :] == torch.arange(rows)[:, None]
         sees = torch.cat([sees, own], 1)  # each new token is seen by its own row alone
-        now = torch.tensor([places[row] + step for row in alive])
+        now = torch.tensor([places[row] + step for row in on])
         keys = torch.cat([keys, now])
         logits = model(
-            input_ids=torch.tensor([[drawn[row][0][-1] for row in alive]], device=device),
+            input_ids=torch.tensor([[drawn[row][0][-1] for row in on]], device=device),
             position_ids=now[None].to(device),
-            attention_mask=attention(model, sees[None, alive], now[None], keys[None]),
+            attention_mask=attention(model, sees[None, on], now[None], keys[None]),
             past_key_values=cache,
             use_cache=True,
         ).logits[0]
@@ -103,8 +106,10 @@ def _prefilled(
     [rows, vocabulary]; which cached token each row sees [rows, cached]; and each row's next position."""
     device = next(model.parameters()).device
     read = [
-        model(input_ids=torch.tensor([p], device=device), use_cache=True, logits_to_keep=1,
-        past_key_values=DynamicCache()) for p in prompts
+        model(
+            input_ids=torch.tensor([p], device=device), use_cache=True, logits_to_keep=1, past_key_values=DynamicCache()
+        )
+        for p in prompts
     ]
     layers = zip(*(out.past_key_values.to_legacy_cache() for out in read), strict=True)
     cache = DynamicCache.from_legacy_cache(

@@ -2,7 +2,8 @@
 
 One process is the usual case, and costs nothing. What is shared out are a step's people; every process holds whole
 models, so the sum of the gradients is that of one process that has everybody (data parallel, as DDP, but with one
-reduction a step, whatever the number of backward passes and adapters).
+reduction a step, whatever the number of backward passes and adapters). Where the models are shared out too
+(``shards``), all processes must call them equally often.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from popi_edge.errors import ConfigError
+from popi_training import shards
+from popi_training.shards import Sharding
 
 T = TypeVar("T")
 
@@ -24,6 +27,7 @@ class Team:
     def __init__(self, device: str = "cpu") -> None:
         """Joins the others where a launcher started several. Raises ConfigError where accelerate is not installed."""
         self.rank, self.size = 0, 1
+        self.sharding: Sharding | None = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
                 from accelerate import PartialState
@@ -31,6 +35,8 @@ class Team:
                 raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
             state = PartialState(cpu=device == "cpu")
             self.rank, self.size = state.process_index, state.num_processes
+            if shards.wanted():
+                self.sharding = shards.Sharding(device)
 
     @property
     def main(self) -> bool:
@@ -42,9 +48,13 @@ class Team:
             raise ConfigError(f"train.batch {len(items)} cannot be shared out evenly among {self.size} processes")
         return list(items[self.rank :: self.size])
 
+    def most(self, count: int) -> int:
+        """The largest count of any process where all must call the models equally often, else this one's own."""
+        return max(self.gather([count])) if self.sharding else count
+
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
-        """Every gradient becomes the sum over the processes, in one message."""
-        if self.size == 1:
+        """Every gradient becomes the sum over the processes, in one message; those of shared out models are it."""
+        if self.size == 1 or self.sharding:
             return
         some = [p for p in parameters if p.grad is not None]
         flat = torch.cat([p.grad.flatten() for p in some])

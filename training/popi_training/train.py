@@ -32,7 +32,7 @@ from popi_edge.engines.adapter import Adapter
 from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.vocabulary import Lexicon
-from popi_training import warm
+from popi_training import shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
 from popi_training.runfolder import BEST, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
@@ -46,12 +46,15 @@ class Trainer(ABC):
     """A run at a step. What is trained, on what and how is a subclass's: ``warm_start``, ``joint``."""
 
     def __init__(
-        self, recipe: Recipe, reader: warm.Reader, roles: Roles, groups: list[dict[str, Any]],
+        self, recipe: Recipe, reader: warm.Reader, roles: Roles, rates: Mapping[str, float],
         made_from: dict[str, str], device: str,
     ) -> None:  # fmt: skip
-        """``groups``: the optimizer's, each with a ``role`` and the ``base_lr`` of its schedule."""
+        """``rates``: role that is trained → the learning rate that its schedule starts from."""
         self.recipe, self.reader, self.roles, self.made_from, self.device = recipe, reader, roles, made_from, device
         self.team = Team(device)
+        if self.team.sharding:
+            roles.share_out(self.team.sharding)
+        groups = [{"params": roles.parameters(r), "base_lr": lr, "role": r} for r, lr in rates.items()]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, weight_decay=0.0)
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
@@ -92,7 +95,8 @@ class Trainer(ABC):
 
     def clipped(self, role: str, loss: float) -> float:
         """Clip a role's gradient, and return what its norm was. Raises ModelError where it or the loss is no number."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.roles.parameters(role), self.recipe.train.clip))
+        norms = torch.nn.utils.clip_grad_norm_(self.roles.parameters(role), self.recipe.train.clip)
+        norm = float(shards.whole(norms))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
         return norm
@@ -106,14 +110,17 @@ class Trainer(ABC):
     def save(self, folder: Path, name: str = CHECKPOINT) -> None:
         """Write the checkpoint whole, from the main process. Raises StoreError (a full disk); the one before stays
         then."""
-        if not self.team.main:
+        if not (self.team.main or self.team.sharding):
             return
         adapters = {r: {n: torch.from_numpy(a) for n, a in s.items()} for r, s in self.roles.state().items()}
+        optimizer = shards.optimizer_state(self.optimizer)
+        if not self.team.main:
+            return
         state = {
             "step": self.step,
             "made_from": self.made_from,
             "adapters": adapters,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "best": list(self.best),
         }
         made = io.BytesIO()  # torch turns a full disk into an error that does not say so
@@ -132,7 +139,7 @@ class Trainer(ABC):
             if state["made_from"].get(key) != self.made_from.get(key):
                 raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
         self.roles.load(state["adapters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        shards.load_optimizer(self.optimizer, state["optimizer"])
         self.step, self.best = state["step"], state["best"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,9 @@ class WarmStart(Trainer):
     def __init__(
         self, recipe: Recipe, data: warm.Set, reader: warm.Reader, model: Any, made: dict[str, str], device: str
     ) -> None:
-        roles = One(model)
-        groups = [{"params": roles.parameters("infer"), "base_lr": recipe.train.lr}]
-        super().__init__(recipe, reader, roles, groups, made, device)
-        if self.team.size > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("the warm start compares everybody of a step with everybody: it runs in one process")
+        super().__init__(recipe, reader, One(model), {"infer": recipe.train.lr}, made, device)
         self.data, self.model = data, model
         self.couples: list[list[Packed]] = []
         """The development users, once made."""
