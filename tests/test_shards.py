@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from popi_edge import config
+from popi_edge.errors import ConfigError
 from popi_training import folder as folders
 from popi_training import recipe as recipes
-from popi_training import train
+from popi_training import shards, train
 from tests import tiny_training as small
 from tests.test_folder import folder as tiny_folder
 from tests.test_joint import TABLE
@@ -24,6 +26,9 @@ from tests.test_train import edited, figures
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SETTINGS = Path(__file__).parents[1] / "training" / "accelerate"
+
+
+THREE = SETTINGS.parent / "recipes" / "popi-3b-zero3.toml"
 
 
 def environment(name: str) -> dict[str, str]:
@@ -81,3 +86,66 @@ def test_shared_out_models_give_the_curve_of_one_process_and_go_on_in_one(
         assert {k: pytest.approx(v, rel=5e-3, abs=5e-4) for k, v in a.items()} == b
     a, b = flat(tmp_path / "one"), flat(tmp_path / "two")
     assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("settings", sorted(p.name for p in SETTINGS.glob("*.yaml")))
+def test_the_shipped_settings_are_what_accelerate_takes(settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = environment(settings)
+    assert (told.get("ACCELERATE_USE_FSDP"), told.get("FSDP_RESHARD_AFTER_FORWARD")) == {
+        "ddp.yaml": (None, None), "fsdp2.yaml": ("true", "false"), "zero3.yaml": ("true", "true"),
+    }[settings]  # fmt: skip
+    for key, value in told.items():
+        monkeypatch.setenv(key, value)
+    assert shards.wanted() == (settings != "ddp.yaml")
+
+
+def test_what_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value, line in (
+        ("dev_users", "3", "train.dev_users 3 cannot be shared out evenly among 2 processes"),
+        ("[joint]", "[joint]\nwarm = 1", "joint.warm keeps copies of whole models"),
+    ):
+        changed = recipe.with_name("changed.toml")
+        text = recipe.read_text()
+        (old,) = [x for x in text.splitlines() if x.split(" =")[0] == key]
+        changed.write_text(text.replace(old, value if key == "[joint]" else f"{key} = {value}"))
+        done = launched("zero3.yaml", changed, "--out", tmp_path / "run", "--until", 1)
+        assert done.returncode and line in done.stderr and not (tmp_path / "run").exists()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"zero3\.yaml"):
+        shards.wanted()
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ConfigError, match="fsdp_version must be 2"):
+        shards.Sharding("cpu")
+
+
+def test_the_3b_recipe_is_checked_without_its_base_and_makes_two_steps_on_a_tiny_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(path: Path) -> Any:
+        code, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check", "--json")
+        assert code == 0
+        return json.loads(out)
+
+    found = check(THREE)
+    assert found["base"]["here"] is False and found["joint"]["summaries"] == 500 * 64 * 8
+    import torch
+    import transformers as hf
+
+    words = tiny_folder(tmp_path / "bases" / "tiny", "llama")
+    torch.manual_seed(1)
+    rope = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 512}  # fmt: skip
+    shape = json.loads((words / "config.json").read_text()) | {"rope_scaling": rope, "tie_word_embeddings": True}
+    shape |= {"max_position_embeddings": 8192}
+    hf.LlamaForCausalLM(hf.LlamaConfig(**shape)).save_pretrained(words)
+    path = tmp_path / "recipe.toml"
+    path.write_text(THREE.read_text().replace("../../bases/Llama-3.2-3B-Instruct", "bases/tiny"))
+    small_ones = {"batch = 64": 2, "dev_every = 50": 2, "dev_users = 32": 2, "group = 8": 3, "most = 16": 3}
+    for old, new in small_ones.items():
+        edited(path, old, f"{old.split(' =')[0]} = {new}")
+    assert check(path)["base"]["here"] is True
+    done = launched("zero3.yaml", path, "--out", tmp_path / "run", "--until", 2)
+    assert done.returncode == 0, done.stderr
+    lines = train.read_metrics(tmp_path / "run" / train.METRICS)
+    assert [m["step"] for m in lines] == [1, 2]
+    assert all(m["grad_norm_infer"] > 0 < m["grad_norm_generate"] for m in lines)

@@ -163,7 +163,7 @@ def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
     if recipe.data.world or recipe.data.file:
         return _checked_people(app, recipe, where)
     data = warm.load(recipe, where)
-    base = _base(app, recipe)
+    base = _base(app, recipe, where)
     roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
     starts = {r: warm.read_start(recipe, where, base, r) for r in roles} if base is not None else {}
     named = {"infer": recipe.lora.start, "generate": recipe.lora.start_generate}
@@ -204,7 +204,7 @@ def _checked_people(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
     """The same of a run that is not made from the corpus: who is trained on, from where, under which licence."""
     from popi_training import filed, popi_micro, warm, world
 
-    t, base = recipe.train, None if recipe.data.world else _base(app, recipe)
+    t, base = recipe.train, None if recipe.data.world else _base(app, recipe, where)
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
     if recipe.data.world:
         people = [p for step in sampled for p in popi_micro.people(recipe, step)]
@@ -260,13 +260,20 @@ def _phrasings(corpus: Any, dimensions: Any) -> int:
     return sum(len(texts) for pole in poles for texts in pole.phrasings.values())
 
 
-def _base(app: App, recipe: Recipe) -> Path | None:
-    """The base's file, if it is on this device. Raises ModelError for an unknown name or another hash."""
+def _base(app: App, recipe: Recipe, where: Path) -> Path | None:
+    """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash."""
     from popi_edge.models.bases import BASES, file_sha256, find, locate
-    from popi_training import warm
+    from popi_training import folder, warm
 
     name = recipe.base.name
-    if name in BASES:
+    path: Path | None
+    if "/" in name and not name.endswith(".gguf"):
+        path = (where.parent / name).resolve()
+        if not path.is_dir():
+            return None
+        folder.read_config(path)
+        digest = folder.folder_sha256(path)
+    elif name in BASES:
         path, digest = find(BASES[name], app.settings.models), BASES[name].sha256
     else:
         path = locate(name, app.settings.models)

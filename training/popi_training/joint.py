@@ -35,7 +35,7 @@ from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
-from popi_training import base, filed, folder, objective, targets, warm
+from popi_training import base, filed, folder, objective, shards, targets, warm
 from popi_training.loss import pair_logprobs, scored, supervised
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
@@ -385,6 +385,8 @@ class Loaded:
     def roles(self, recipe: Recipe, device: str) -> Roles:
         """Both roles on it. Raises ModelError for weights that do not fit."""
         model = folder.load_model(self.path) if self.path.is_dir() else base.dequantized(self.path)
+        if shards.wanted():  # which puts each process's part where it belongs
+            device = "cpu"
         if recipe.lora.full:
             return Models(model.to(device), copy.deepcopy(model).to(device))
         both = Adapters(model, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
@@ -402,10 +404,10 @@ def find_base(recipe: Recipe, where: Path, settings: Settings) -> Loaded:
     if path.is_dir():
         if recipe.lora.start or recipe.lora.start_generate:
             raise ConfigError(f"{where}: lora.start is an adapter for a GGUF base; {recipe.base.name} is a folder")
-        config, sha256 = folder.read_config(path), folder.folder_sha256(path)
+        folder.read_config(path)
+        sha256 = folder.folder_sha256(path)
         warm.refuse_base(recipe, path.name, sha256)
-        reader = warm.Reader(folder.FolderTokenizer(path), int(config["max_position_embeddings"]))
-        return Loaded(path, sha256, reader, {})
+        return Loaded(path, sha256, warm.Reader.of(path), {})
     gguf = locate(recipe.base.name, settings.models)
     sha256 = file_sha256(gguf)
     warm.refuse_base(recipe, gguf.name, sha256)

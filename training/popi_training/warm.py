@@ -20,7 +20,7 @@ from popi_edge.signals import Signal
 from popi_edge.summarize import inference_prompt
 from popi_edge.vocabulary import ClosedVocabulary, Lexicon
 from popi_training import corpus as corpora
-from popi_training import splits
+from popi_training import folder, splits
 from popi_training.evaluate.data import same_text
 from popi_training.pack import Ints, Packed, Sample, pack
 from popi_training.recipe import Recipe
@@ -163,7 +163,9 @@ class Reader:
 
     @classmethod
     def of(cls, path: Path) -> Reader:
-        """For the tokenizer and the context of a GGUF file. Raises ModelError."""
+        """For the tokenizer and the context of a GGUF file or a Hugging Face folder. Raises ModelError."""
+        if path.is_dir():
+            return cls(folder.FolderTokenizer(path), int(folder.read_config(path)["max_position_embeddings"]))
         file = Gguf(path)
         return cls(Tokenizer(file), int(file.need("llama.context_length", int)))
 
