@@ -41,8 +41,9 @@ from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Models, Roles
-from popi_training.rollout import Draw, rollout
+from popi_training.rollout import Draw, Rollouts, TransformersRollouts, rollout
 from popi_training.train import Trainer, corpus_hash, made_from
+from popi_training.vllm_rollout import VllmRollouts
 
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
@@ -83,6 +84,7 @@ class Joint(Trainer):
         self.make, self.dev = make, dev
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
+        self.rollouts: Rollouts = TransformersRollouts(self.team.most)
 
     def maker(self) -> Callable[[int], list[Person]]:
         return self.make
@@ -149,11 +151,9 @@ class Joint(Trainer):
         j = self.recipe.joint
         seeds = [random.Random(f"draw:{self.recipe.seed}:{self.step}:{p.id}").getrandbits(62) for p in people]
         asked = [self.reader.prompt(person.signals) for person in people]
-        with self.roles.playing("infer") as model:
-            drawn = rollout(
-                model, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask,
-                most=self.team.most,
-            )  # fmt: skip
+        drawn = self.rollouts.draw(
+            self.roles, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask
+        )
         return [
             Group(person, prompt, draws, [self.said(d) for d in draws])
             for person, prompt, draws in zip(people, asked, drawn, strict=True)
@@ -358,6 +358,7 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Jo
 
         return popi_micro.open_run(recipe, device)
     loaded = find_base(recipe, where, settings)
+    vllm = VllmRollouts(recipe, loaded.path) if recipe.joint.rollout == "vllm" else None
     named = {"start" if role == "infer" else f"start_{role}": start for role, start in loaded.starts.items()}
     make: Callable[[int], list[Person]]
     dev: Callable[[int], list[Person]]
@@ -370,7 +371,9 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Jo
         make = functools.partial(targets.batch, recipe, data, loaded.reader)
         dev = functools.partial(targets.dev_couple, recipe, data)
         made = made_from(recipe, {"corpus": corpus_hash(data)}, loaded.sha256, named, device)
-    return Joint(recipe, loaded.reader, loaded.roles(recipe, device), make, dev, made, device)
+    joint = Joint(recipe, loaded.reader, loaded.roles(recipe, device), make, dev, made, device)
+    joint.rollouts = vllm or joint.rollouts
+    return joint
 
 
 @dataclass

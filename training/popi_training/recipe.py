@@ -109,7 +109,8 @@ class Joint:
     ``ratio``: PPO's clip. ``empty``: share of summaries that θ learns without. ``budget``: tokens of a summary that
     cost nothing; ``length``: nats a token more; ``truncation``: nats for one without an end; ``leak``: nats for a
     summary whose words all stand in verbatim runs.
-    ``mask``: summaries are drawn under the closed vocabulary. ``shuffled_rewards``: each summary gets another's reward
+    ``mask``: summaries are drawn under the closed vocabulary; ``rollout``: by ``transformers`` or by ``vllm``
+    (``popi_training.vllm_rollout``). ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
     what the KL and π_ref are taken against."""
@@ -129,6 +130,7 @@ class Joint:
     truncation: float = 2.0
     leak: float = 2.0
     mask: bool = True
+    rollout: str = "transformers"
     shuffled_rewards: bool = False
     lr_generate: float = 1e-4
     warm: int = 0
@@ -136,6 +138,7 @@ class Joint:
 
 
 SCHEDULES = ("sft", "frozen", "sequential", "alternating", "simultaneous")
+ROLLOUTS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True)
@@ -276,5 +279,11 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
+    if j.rollout not in ROLLOUTS:
+        raise ConfigError(f"{where}: joint.rollout is {j.rollout!r:.40}; it must be one of {', '.join(ROLLOUTS)}")
+    if j.rollout == "vllm" and (r.data.world or r.lora.full):
+        raise ConfigError(f"{where}: joint.rollout \"vllm\" needs LoRA adapters: not with data.world or lora.full")
+    if j.rollout == "vllm" and j.temperature > 2:
+        raise ConfigError(f"{where}: joint.temperature is {j.temperature:g}; with joint.rollout \"vllm\" at most 2")
     if r.method == "joint" and u.silent:
         raise ConfigError(f"{where}: users.silent must be 0 for method \"joint\": who wants nothing rewards nothing")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from popi_training.loss import attention
 from popi_training.pack import Ints, Sample
+from popi_training.roles import Roles
 from popi_training.warm import Reader
 
 
@@ -128,3 +129,43 @@ def _pick(logits: torch.Tensor, temperature: float, chance: float) -> tuple[int,
     logprobs = (logits.double() / temperature).log_softmax(0)
     place = int(torch.searchsorted(logprobs.exp().cumsum(0), chance, right=True).clamp(max=len(logits) - 1))
     return place, float(logprobs[place])
+
+
+class Rollouts(Protocol):
+    """What draws the summaries of a joint step (``joint.rollout``)."""
+
+    def draw(
+        self,
+        roles: Roles,
+        reader: Reader,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        group: int,
+        temperature: float,
+        seeds: Sequence[int] | None,
+        mask: bool,
+    ) -> list[list[Draw]]:
+        """``group`` summaries of each prompt by ``infer`` as it is now, as ``rollout`` says."""
+
+
+class TransformersRollouts:
+    """``rollout`` on the model that is trained; ``most`` as there."""
+
+    def __init__(self, most: Callable[[int], int] = int) -> None:
+        self.most = most
+
+    def draw(
+        self,
+        roles: Roles,
+        reader: Reader,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        group: int,
+        temperature: float,
+        seeds: Sequence[int] | None,
+        mask: bool,
+    ) -> list[list[Draw]]:
+        with roles.playing("infer") as model:
+            return rollout(
+                model, reader, prompts, group=group, temperature=temperature, seeds=seeds, mask=mask, most=self.most
+            )
