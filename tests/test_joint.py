@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +21,11 @@ from popi_training import targets, train, warm
 from popi_training.base import lora_parameters
 from popi_training.joint import Joint
 from popi_training.people import Target, leaks
+from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited as edit
 from tests.test_train import figures
+from tests.test_transfer import tiny_base
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 TABLE = """
@@ -261,3 +265,32 @@ def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -
     after = [float(trainer.ratios(r, [("", target)]).detach()) for r in ("generate", "reference")]
     assert before[0] == before[1] == after[1] != after[0]
     assert all(torch.equal(p, kept[n]) for n, p in lora_parameters(roles.model, "start").items())
+
+
+def test_one_command_leaves_bundle_table_and_report(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "tiny.gguf"
+    make.llama(base, context=4096)
+    tiny_base(base, monkeypatch)
+    monkeypatch.setenv("POPI_THREADS", "1")
+    path = tmp_path / "finished.toml"
+    text = (folder / "recipe.toml").read_text().replace(f"steps = {STEPS}", "steps = 2")
+    text = re.sub(r'^(name|sha256) = .*\n', "", text.replace('corpus = "corpus"', ""), flags=re.M)
+    path.write_text('name = "small"\n' + text.replace("[base]", '[base]\nname = "tiny"'))
+    words = ("train", path, "--out", tmp_path / "run", "--finish", 4, "--json")
+    code, out, err = small.popi(monkeypatch, capsys, *words)
+    assert code == 0, err
+    found = json.loads(out)
+    table = json.loads(Path(found["table"]).read_text())
+    assert table["conditions"]["summary"]["tokens"] > 0 and table["limit"] == 4 and "summary" in err
+    told = json.loads((Path(found["bundle"]) / "manifest.json").read_text())["training"]
+    metrics = train.read_metrics(tmp_path / "run" / train.METRICS)
+    assert told["seed"] == recipes.read(path).seed and told["seconds"] == round(sum(m["seconds"] for m in metrics))
+    words_of_git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    head = subprocess.run(words_of_git, capture_output=True, text=True)
+    assert told["commit"].rstrip("+") == (head.stdout.strip() or "not known")
+    page = Path(found["report"]).read_text("utf-8")
+    assert page.count("<svg") + page.count("<img") and "oracle" in page
+    again = small.popi(monkeypatch, capsys, *words)
+    assert again[0] == 0 and json.loads(again[1])["step"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ from tests.test_train import edited, figures
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
-    ("hidden = 128", "hidden = 32"), ("layers = 4", "layers = 1"), ("ffn = 384", "ffn = 64"),
-    ("warmup = 20", "warmup = 2"), ("warm = 900", "warm = 3"), ("steps = 1100", "steps = 5"),
+    ("hidden = 64", "hidden = 32"), ("layers = 2", "layers = 1"), ("ffn = 192", "ffn = 64"),
+    ("warmup = 20", "warmup = 2"), ("warm = 1000", "warm = 3"), ("steps = 1200", "steps = 5"),
     ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 2", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
@@ -71,6 +72,11 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     read = recipes.read(recipe)
     first, later = popi_micro.people(read, 0), [p for s in range(3, 40) for p in popi_micro.people(read, s)]
     assert {p.id for p in first}.isdisjoint(p.id for p in later) and max(len(p.signals) for p in later) == 8
+    assert len(first) == len({p.id for p in first}) == 96 and {len(p.signals) for p in first} == {1}
+    warming = popi_micro.people(recipes.parse(read.text.replace("warm = 3", "warm = 4"), "it"), 3)
+    assert [len(p.signals) for p in warming[:8]] == [*range(1, 8), 1] and len({p.id for p in warming}) == 13
+    assert all(b.signals[: len(a.signals)] == a.signals for a, b in itertools.pairwise(warming[:7]))
+    assert [bool(p.targets) for p in warming[:8]] == [False] * 6 + [True, False]
     assert all(p.told == world.say(world.counted(p.signals)) for p in [*first, *later])
     assert any(p.oracle != p.told for p in later)
 

@@ -21,7 +21,7 @@ MODULES = (
 )  # fmt: skip
 
 
-def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False) -> Any:
+def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False, context: int = 1024) -> Any:
     """Write a random llama of 4 layers as GGUF; returns the torch model with the same weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,7 +34,7 @@ def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False) -
         num_hidden_layers=4,
         num_attention_heads=6,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=context,
         rope_theta=50_000.0,
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,

@@ -33,7 +33,8 @@ from popi_edge.prompts import CONTRACT
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
 from popi_training.base import lora_layers
-from popi_training.train import CHECKPOINT, RECIPE, read_checkpoint, recipe_hash
+from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
+from popi_training.train import read_checkpoint, recipe_hash
 
 MANIFEST = "manifest.json"
 ROLES = ("infer", "generate")
@@ -58,6 +59,10 @@ class Checkpoint:
     layers: Mapping[str, Layers]
     base: Base
     file: Path
+    commit: str
+    """Of the code it was trained by."""
+    seconds: float
+    """That its steps took, without looks at development users."""
 
 
 def read(path: Path, settings: Settings) -> Checkpoint:
@@ -76,7 +81,16 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     file = locate(base.name, settings.models)
     layers = {role: lora_layers(arrays) for role, arrays in state["adapters"].items()}
     trained = {role: found for role, found in layers.items() if any(b.any() for _, b in found.values())}
-    return Checkpoint(recipe, state["step"], state["made_from"], trained, base, file)
+    commit, seconds = _history(folder, state["step"])
+    return Checkpoint(recipe, state["step"], state["made_from"], trained, base, file, commit, seconds)
+
+
+def _history(folder: Path, step: int) -> tuple[str, float]:
+    """Which code a run was made by, and the seconds of its steps up to ``step``, as far as its folder says it."""
+    run, metrics = folder / RUN, folder / METRICS
+    commit = json.loads(run.read_text("utf-8")).get("commit") if run.exists() else None
+    lines = read_metrics(metrics) if metrics.exists() else []
+    return str(commit or "not known"), sum(float(m.get("seconds", 0)) for m in lines if m["step"] <= step)
 
 
 def export(
@@ -190,6 +204,8 @@ def _manifest(
             "method": recipe.method,
             "seed": recipe.seed,
             "steps": checkpoint.step,
+            "seconds": round(checkpoint.seconds),
+            "commit": checkpoint.commit,
             "planned_steps": recipe.train.steps,
             "rank": recipe.lora.rank,
             "alpha": recipe.lora.alpha,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -115,10 +116,13 @@ def evaluate(
 
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
-    if trained is not None and _of_world(trained):
+    if trained is not None and of_world(trained):
         if data is not None or generator is not None:
             raise click.UsageError("a run of the controlled world is evaluated in its own world, without --data")
-        _evaluate_world(app, trained, limit, seed)
+        found, shown = in_world(trained, limit, seed)
+        if out is not None:
+            write_json(out / "result.json", found)
+        app.emit(found, shown)
         return
     if data is None or format_ is None:
         raise click.UsageError("--data and --format say what to evaluate on")
@@ -144,14 +148,16 @@ def evaluate(
     app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))
 
 
-def _of_world(run: Path) -> bool:
+def of_world(run: Path) -> bool:
+    """Whether a run is one of the controlled world."""
     from popi_training import recipe as recipes
 
     return recipes.read(run / "recipe.toml").data.world
 
 
-def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
-    """Every test part of the world; the object is that of the first, with all of them under ``parts``."""
+def in_world(run: Path, users: int | None, seed: int) -> tuple[dict[str, Any], str]:
+    """Every test part of the world, and the tables for reading; the object is that of the first part, with all of them
+    under ``parts``."""
     from popi_training.cli_train import require
 
     require()
@@ -159,7 +165,21 @@ def _evaluate_world(app: App, run: Path, users: int | None, seed: int) -> None:
 
     trainer = world_eval.open_trained(run)
     tables = [world_eval.evaluate(trainer, part, users or 400, seed=seed) for part in world_eval.PARTS]
-    app.emit(tables[0] | {"step": trainer.step, "parts": tables}, lambda: "\n".join(map(world_eval.text, tables)))
+    return tables[0] | {"step": trainer.step, "parts": tables}, "\n".join(map(world_eval.text, tables))
+
+
+def on_corpus(app: App, bundle: Path, corpus: Path, rows: int) -> tuple[dict[str, Any], str]:
+    """So many rows of a corpus' held-out prompts, drawn by seed 0, and the table for reading."""
+    from popi_training.evaluate import report, run
+    from popi_training.evaluate.data import load
+    from popi_training.evaluate.journal import Journal
+
+    found = load(corpus, "corpus", limit=rows, part="prompts")
+    pair = run.open_pair(str(bundle), None, app.settings)
+    with closing(pair.engine), closing(Meter()) as meter, Journal(None, pair.settings(found, 0)) as journal:
+        result, _ = run.evaluate(found, pair, journal, seed=0, profile=False, advance=meter)
+    result |= {"half": "all", "limit": rows}
+    return result, report.text(result)
 
 
 @contextmanager

@@ -57,6 +57,10 @@ def trainer_module() -> Any:
 @click.option("--until", type=click.IntRange(min=1), metavar="STEP", help="Stop after this step, and save.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to train (default: cpu).")
 @click.option("--workers", type=click.IntRange(0, 64), default=0, help="Processes that make batches ahead.")
+@click.option(
+    "--finish", type=click.IntRange(min=2), metavar="N",
+    help="At the recipe's end also write bundle, table (N rows of held-out prompts; N people of the world) and report.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Train nothing: say what it would be trained on.")
 @click.option("--replay", type=click.IntRange(min=1), metavar="N", help="Train N steps apart and compare.")
 @click.option("--against", metavar="METRICS", type=PathType, help="The run, or its metrics.jsonl, to compare with.")
@@ -70,6 +74,7 @@ def train(
     until: int | None,
     device: str,
     workers: int,
+    finish: int | None,
     check: bool,
     replay: int | None,
     against: Path | None,
@@ -79,7 +84,7 @@ def train(
 
     if (replay is None) != (against is None):
         raise click.UsageError("--replay and --against go together")
-    trained = any(o is not None for o in (out, minutes, until)) or device != "cpu" or workers
+    trained = any(o is not None for o in (out, minutes, until, finish)) or device != "cpu" or workers
     if sum([check, replay is not None, bool(trained)]) > 1:
         raise click.UsageError("--check and --replay stand alone")
     read = recipes.read(recipe)
@@ -89,13 +94,13 @@ def train(
     elif replay is not None and against is not None:
         _replay(app, read, recipe, replay, against)
     else:
-        _train(app, read, recipe, out or Path("runs") / read.name, minutes, until, device, workers)
+        _train(app, read, recipe, out or Path("runs") / read.name, minutes, until, device, workers, finish)
 
 
 def _train(
     app: App, recipe: Recipe, where: Path, out: Path, minutes: float | None, until: int | None, device: str,
-    workers: int,
-) -> None:
+    workers: int, finish: int | None,
+) -> None:  # fmt: skip
     module = trainer_module()
     trainer = module.open_run(recipe, where, app.settings, device)
     meter = Meter()
@@ -107,7 +112,30 @@ def _train(
     finally:
         meter.close()
     result = _run(out) | {"done": done}
-    app.emit(result, lambda: _end_text(result))
+    made = _finish(app, recipe, where, out, finish) if finish and done and trainer.team.main else {}
+    app.emit(result | made, lambda: "\n".join([_end_text(result), *(f"{k:7} {v}" for k, v in made.items())]))
+
+
+def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict[str, str]:
+    """Bundle, table and report of a run that is done, in its folder; what is there already is made anew."""
+    from popi_export import bundle
+    from popi_training import cli, corpus, report, report_sources
+    from popi_training.evaluate.journal import write_json
+
+    made = {}
+    if recipe.data.world:
+        result, text = cli.in_world(run, rows, 0)
+    else:
+        read, out = bundle.read(run, app.settings), run / "bundle"
+        bundle.export(read, out, app.settings, name=recipe.name, version=f"0.0.{read.step}", force=True)
+        made["bundle"] = str(out)
+        data = where.parent / recipe.data.corpus if recipe.data.corpus else corpus.FOLDER
+        result, text = cli.on_corpus(app, out, data, rows)
+    app.note(text)
+    table = run / "eval" / "finish" / report_sources.RESULT
+    write_json(table, result)
+    written = report.write(report.made(report_sources.read(run, (), None))[0], run / "report")
+    return made | {"table": str(table), "report": str(next(p for p in written if p.suffix == ".html"))}
 
 
 TOLD = ("loss", "reward", "accuracy", "kl", "length", "leak", "contrast")

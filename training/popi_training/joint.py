@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ from popi_training.vllm_rollout import VllmRollouts
 
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
+TOKENS = 2048
+"""Tokens of prompts that are imitated together, the shorter ones padded."""
 Asked = tuple[str, Target]
 """A summary (empty: none) and a pair that is scored under it."""
 FILLER = Target("?", "no", "yes")
@@ -252,11 +255,18 @@ class Joint(Trainer):
     def _imitate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of φ towards what was told."""
         total = 0.0
-        for group in groups:
+        alike = itertools.groupby(groups, key=lambda g: g.person.signals[:1])  # they go into one sequence
+        families = [[d.sample(g.prompt) for g in some for d in g.draws] for _, some in alike]
+        packs = sorted(map(pack, families), key=lambda p: len(p.ids))
+        while packs:
+            some = [packs.pop()]
+            while packs and (len(some) + 1) * len(some[0].ids) <= TOKENS:
+                some.append(packs.pop())
             with self.roles.playing("infer") as model:
-                loss, _ = supervised(model, [pack([d.sample(group.prompt) for d in group.draws])])[0]
-                (loss / len(groups) / self.team.size).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) / len(groups)
+                found = zip(some, supervised(model, some), strict=True)
+                loss = torch.stack([each * len(p.sizes) for p, (each, _) in found]).sum() / len(groups)
+                (loss / self.team.size).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         return {"loss": total}
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from popi_training.recipe import Recipe
 from popi_training.roles import Models
 from popi_training.train import digest, recipe_hash
 
+SUMMARIES, LEAST = 96, 12
+"""Summaries that a step of the warm start imitates, and the people whose they are at the least."""
 VOCABULARY = 1_000
 """Tokens at most; the world has fewer, each of its words one."""
 
@@ -36,16 +38,27 @@ def reader() -> warm.Reader:
 
 
 def people(recipe: Recipe, step: int) -> list[Person]:
-    """The people of a step; while warming up with few signals at first. Every person is seen once."""
-    t, j = recipe.train, recipe.joint
-    share = (step + 1) / (0.6 * j.warm) if step < j.warm else 1.0
-    most = min(world.SIGNALS, 1 + int(share * (world.SIGNALS - 1)))
+    """The people of a step, none of whom comes back in another.
+
+    While warming up they have one signal for a while, then more and more, and each is there once for every number of
+    signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people.
+    ``train.batch`` of them have targets for the generator."""
+    t, warm = recipe.train, step < recipe.joint.warm
+    most = _most(step / recipe.joint.warm) if warm else world.SIGNALS
     made = []
-    for i in range(t.batch):
-        person, _ = world.draw(f"{recipe.seed}-{step * t.batch + i}", "train")
-        kept = person.signals[: 1 + (len(person.signals) - 1) % most]
-        made.append(replace(person, signals=kept, told=world.say(world.counted(kept))))
+    for i in range(max(LEAST, SUMMARIES // most) if warm else t.batch):
+        person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
+        last = len(person.signals)
+        for k in range(1, most + 1) if warm else [last]:
+            told = world.say(world.counted(person.signals[:k]))
+            targets = person.targets if k == last and i < t.batch else ()
+            made.append(replace(person, signals=person.signals[:k], told=told, targets=targets))
     return made
+
+
+def _most(share: float) -> int:
+    """The most signals of anybody when so much of the warm start is done: one for its first fifth, all for its last."""
+    return min(world.SIGNALS, 1 + int(max(0.0, share - 0.2) / 0.6 * (world.SIGNALS - 1)))
 
 
 def couple(index: int) -> list[Person]:

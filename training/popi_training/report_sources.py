@@ -246,11 +246,12 @@ def _number(value: Any) -> float | None:
 
 
 def _tables(result: Mapping[str, Any], title: str) -> list[Table]:
-    """The table of a result, of its pairs whose shorter reply is right, and of each persona."""
+    """The table of a result, of its pairs whose shorter reply is right, and of each persona or further part."""
     out = [_table(result, title, part=False)]
     if "shorter" in result:
         out.append(_table(result["shorter"], f"{title}: the shorter reply is the right one"))
-    return [*out, *(_table(t, f"{title}: {persona}") for persona, t in result.get("by_persona", {}).items())]
+    apart = [*result.get("by_persona", {}).items(), *((t["part"], t) for t in result.get("parts", ())[1:])]
+    return [*out, *(_table(t, f"{title}: {name}") for name, t in apart)]
 
 
 def _table(table: Mapping[str, Any], title: str, *, part: bool = True) -> Table:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import time
 import zipfile
 from abc import ABC, abstractmethod
@@ -300,8 +301,29 @@ def _begin(trainer: Trainer, folder: Path) -> None:
     _keep(folder / METRICS, trainer.step)
     with whole_file(folder / RECIPE) as out:
         out.write(trainer.recipe.text.encode())
+    made = {"name": trainer.recipe.name, **trainer.made_from, "commit": commits(folder)}
     with whole_file(folder / RUN) as out:
-        out.write(json.dumps({"name": trainer.recipe.name, **trainer.made_from}, indent=1).encode() + b"\n")
+        out.write(json.dumps(made, indent=1).encode() + b"\n")
+
+
+def commits(folder: Path) -> str:
+    """Of the code that a run's steps were made with: Git's name of it, with ``+`` where it was changed since; of a run
+    that went on under other code all of them."""
+    code, before = Path(__file__).parents[1], ""
+    if (folder / RUN).exists():
+        before = str(json.loads((folder / RUN).read_text("utf-8")).get("commit", ""))
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        now = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", __file__) else ""
+        if now and git("status", "--porcelain", "--", str(code)):
+            now += "+"
+    except OSError:
+        now = ""  # there is no git
+    return " ".join(dict.fromkeys([*before.split(), *now.split()])) or "not known"
 
 
 def _keep(path: Path, step: int) -> None:

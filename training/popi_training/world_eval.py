@@ -119,6 +119,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
         },
         "users": users,
         "pairs": len(clusters),
+        "prompts": len({t.prompt for p in own for t in p.targets}),
         "distinct_summaries": len(set(summary[:users])),
         "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
         "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
