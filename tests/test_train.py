@@ -27,6 +27,7 @@ from popi_edge.models.bases import BASES
 from popi_training import recipe as recipes
 from popi_training import train
 from popi_training.base import lora_state
+from popi_training.runfolder import BOARD
 from tests import tiny as make
 from tests import tiny_training as small
 
@@ -227,7 +228,7 @@ def test_ctrl_c_is_one_line_and_the_last_checkpoint_is_whole(place: Path, popi: 
     assert (code, said, err.splitlines()[-1]) == (130, "", "popi: interrupted")
     step = train.read_checkpoint(out / train.CHECKPOINT)["step"]
     assert step >= 3 and step % 3 == 0
-    kept = {train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN}
+    kept = {train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN, BOARD}
     assert {p.name for p in out.iterdir()} in (kept, kept | {train.BEST})
 
 
@@ -299,9 +300,9 @@ def test_a_run_begun_from_something_else_is_left_as_it_is(place: Path, popi: Pop
         edited(place / "recipe.toml", "lr = 0.01", "lr = 0.02")
     else:
         edited(place / "corpus" / "form.jsonl", "What is thing 0?", "What was thing 0?")
-    before = {p.name: p.read_bytes() for p in (place / "whole").iterdir()}
+    before = {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()}
     refused(popi("train", place / "recipe.toml", "--out", place / "whole"), f"was begun from another {key}")
-    assert {p.name: p.read_bytes() for p in (place / "whole").iterdir()} == before
+    assert {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("how", ["cut", "one byte", "text", "another file"])
@@ -317,9 +318,9 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(place: Path,
         path.write_text("not a checkpoint")
     else:
         torch.save({"step": 3}, path)
-    before = {p.name: p.read_bytes() for p in (place / "whole").iterdir()}
+    before = {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()}
     refused(popi("train", place / "recipe.toml", "--out", place / "whole"), str(path))
-    assert {p.name: p.read_bytes() for p in (place / "whole").iterdir()} == before
+    assert {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()} == before
 
 
 def test_damaged_metrics_name_the_line(place: Path, popi: Popi) -> None:
@@ -349,10 +350,27 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     refused((running.returncode, said, err), "cannot write the checkpoint of step 6 to", "File too large")
     assert (out / train.CHECKPOINT).read_bytes() == before
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [train.BEST, train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN]
+        [train.BEST, train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN, BOARD]
     )
     assert go_on(place / "recipe.toml", out).step == STEPS
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
+
+
+def test_tensorboard_has_the_same_lines_and_can_be_absent(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = place / "board"
+    for until in (2, 5):
+        go_on(place / "recipe.toml", out, until=until)
+    read = EventAccumulator(str(out / BOARD))
+    read.Reload()
+    lines = train.read_metrics(out / train.METRICS)
+    for name in ("loss", "lr", "dev_loss"):
+        seen = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in read.Scalars(name)]
+        assert [(m["step"], m[name]) for m in lines if name in m] == seen
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    go_on(place / "recipe.toml", place / "without", until=2)
+    assert not (place / "without" / BOARD).exists() and figures(place / "without") == figures(out)[:2]
 
 
 def test_processes_that_make_batches_change_no_number(place: Path) -> None:

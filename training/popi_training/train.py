@@ -3,7 +3,8 @@
 Everything of a step follows from the recipe and the step's number, so a run that was killed goes on from its last
 checkpoint with the same numbers, bit for bit on one machine's CPU. A run's folder: ``recipe.toml``, ``metrics.jsonl``
 (a line a step), ``checkpoint.pt`` (adapters, optimizer, step; written whole or not at all), ``best.pt`` (the same, of
-the lowest loss on the development users), ``run.json`` (what it was made from).
+the lowest loss on the development users), ``run.json`` (what it was made from), and where TensorBoard is installed
+``tensorboard`` (the same lines for it).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
-from popi_training.runfolder import BEST, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
+from popi_training.runfolder import BEST, BOARD, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
 from popi_training.team import Team
 
 Tell = Callable[[int, int, Mapping[str, Any]], None]
@@ -264,7 +265,10 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
             _begin(trainer, folder)
         saved = trainer.step
         batches = iter(trainer.batches(until, workers))
-        with (folder / METRICS).open("a", encoding="utf-8") if team.main else nullcontext() as log:
+        with (
+            (folder / METRICS).open("a", encoding="utf-8") if team.main else nullcontext() as log,
+            _board(folder, trainer.step) if team.main else nullcontext() as board,
+        ):
             while trainer.step < until and not trainer.over():
                 started = time.monotonic()
                 line = trainer.train_step(_next(batches))
@@ -277,6 +281,8 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
                 if log is not None:
                     log.write(json.dumps(line) + "\n")
                     log.flush()
+                    for name in line.keys() - {"step"} if board is not None else ():
+                        board.add_scalar(name, line[name], trainer.step)
                     tell(trainer.step, until, line)
                 late = minutes is not None and time.monotonic() - began >= 60 * minutes
                 late = any(team.gather([late]))
@@ -293,6 +299,15 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
     except torch.OutOfMemoryError:
         raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
     return trainer.over()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """Where the lines after ``step`` go for TensorBoard, later ones dropped; nothing, where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return nullcontext()
+    return SummaryWriter(str(folder / BOARD), purge_step=step + 1)
 
 
 def _begin(trainer: Trainer, folder: Path) -> None:
