@@ -168,3 +168,14 @@ def test_a_recipe_without_a_world_or_a_warm_start_has_no_arms(recipe: Path, monk
     edited(recipe, "world = true", "world = false")
     with pytest.raises(ConfigError, match=r"data\.world, scratch\.hidden"):
         recipes.read(recipe)
+
+
+def test_the_first_minute_of_the_committed_recipe_learns_to_read_a_signal(tmp_path: Path) -> None:
+    """Up to about 0.8 nats a token only the form of a summary is learnt; below that what the signal says is in it."""
+    trainer = go_on(RECIPE, tmp_path / "run", 100)
+    losses = [m["loss"] for m in train.read_metrics(tmp_path / "run" / train.METRICS)]
+    assert losses[0] > 3 and np.mean(losses[-5:]) < 0.6
+    people = [world.draw(str(i), "dev", 1)[0] for i in range(40)]
+    told = [set(world.counted(p.signals)) for p in people]
+    said = [set(world.read(z)) for z in world_eval.written(trainer, people, "infer")]
+    assert np.mean([len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(told, said, strict=True)]) > 0.5
