@@ -21,8 +21,8 @@ from tests.test_train import edited, figures
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
-    ("hidden = 64", "hidden = 32"), ("layers = 2", "layers = 1"), ("ffn = 192", "ffn = 64"),
-    ("warmup = 20", "warmup = 2"), ("warm = 1000", "warm = 3"), ("steps = 1200", "steps = 5"),
+    ("hidden = 64", "hidden = 32"), ("layers = 3", "layers = 1"), ("ffn = 192", "ffn = 64"),
+    ("warmup = 20", "warmup = 2"), ("warm = 1500", "warm = 3"), ("steps = 1800", "steps = 5"),
     ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 2", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
