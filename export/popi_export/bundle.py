@@ -42,6 +42,8 @@ OURS = {
     "255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0, infer",
     "755976a27fd1bbdcfdf8081313f36b99f045118aba8287a801583015cb004c26": "joint-90, infer",
     "21158ab9256105b68d566476f2828afdce124f3b942c3d789a177ea62b674573": "joint-90, generate",
+    "391c74c93880d5b943996a058617fcf9a457dfefaaf1f5aa2e684d9049943d12": "joint-165, infer",
+    "04076b7e3752b8869414f76cfee5bada725b064de0abaeedebdd3a15cd00d4d0": "joint-165, generate",
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
