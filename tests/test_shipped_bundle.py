@@ -1,5 +1,5 @@
 """The committed bundles still say and score what their committed tables say: the whole table from its rows, and some
-rows anew. Committed are the warm start and the pair that was trained jointly from it."""
+rows anew. Committed are the warm start, the pair that was trained jointly from it, and the shipped one, trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from popi_edge import config
 from popi_edge.models.bases import BASES, stored
-from popi_edge.models.bundle import open_bundle
+from popi_edge.models.bundle import DEFAULT, open_bundle
 from popi_training import corpus, recipe, train, warm
 from popi_training.evaluate import run
 from popi_training.evaluate.data import load
@@ -31,7 +31,7 @@ SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
 
 TRAINING = corpus.FOLDER.parent
 WARM, JOINT = TRAINING / "adapters" / "warm-smol", TRAINING / "adapters" / "joint-90"
-BUNDLES = {"warm": str(WARM), "joint": str(JOINT)}
+BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "pair": DEFAULT}
 
 
 def manifest(bundle: Path) -> dict[str, Any]:
@@ -86,6 +86,18 @@ def test_the_joint_pair_is_of_the_committed_recipe_from_the_warm_start() -> None
     assert made["made_from"] == want | {"start": manifest(WARM)["roles"]["infer"]["sha256"]}
     steps = [m["step"] for m in train.read_metrics(MEASURED / "joint_metrics.jsonl")]
     assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
+
+
+def test_the_shipped_pair_is_of_the_committed_recipe_from_the_first_pair() -> None:
+    shipped, path = TRAINING.parent / "popi_edge" / "models" / DEFAULT, TRAINING / "recipes" / "popi-smol-2.toml"
+    read, made, roles = recipe.read(path), manifest(shipped)["training"], manifest(JOINT)["roles"]
+    texts = {"corpus": train.corpus_hash(warm.load(read, path))}
+    starts = {"start": roles["infer"]["sha256"], "start_generate": roles["generate"]["sha256"]}
+    assert made["made_from"] == train.made_from(read, texts, BASES["smollm2-135m"].sha256, {}, "cpu") | starts
+    steps = [m["step"] for m in train.read_metrics(MEASURED / "pair_metrics.jsonl")]
+    assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
+    restart = manifest(TRAINING / "adapters" / "joint-165")
+    assert [restart["roles"][r]["sha256"] for r in roles] == [manifest(shipped)["roles"][r]["sha256"] for r in roles]
 
 
 def test_some_rows_come_out_as_they_stand_there(
