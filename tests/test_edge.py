@@ -54,7 +54,7 @@ def me(home: Path) -> Iterator[popi.Popi]:
 def test_a_bases_name_is_the_untouched_base_and_the_default_is_trained(me: popi.Popi) -> None:
     bare, shipped = (open_bundle(name, me.settings) for name in ("smollm2-135m", None))
     assert bare.model == shipped.model and not bare.adapters and bare.identity.endswith("-zero-shot")
-    assert shipped.name == "popi-smol" and set(shipped.adapters) == {"infer"}
+    assert shipped.name == "popi-smol" and set(shipped.adapters) == {"infer", "generate"}
     assert me.generator("local").no_repeat == NO_REPEAT  # type: ignore[attr-defined]
 
 
