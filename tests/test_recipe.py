@@ -23,7 +23,8 @@ def test_the_committed_recipes_are_read(tmp_path: Path) -> None:
     for path in RECIPES.glob("*.toml"):
         made = recipe.read(path)
         assert made.text == path.read_text("utf-8")
-        assert made.data.world or (made.base.name == "smollm2-135m" and len(made.base.sha256) == 64)
+        apart = made.data.world or made.base.name.startswith("../../bases/")  # of nobody's file that is known here
+        assert apart or (made.base.name == "smollm2-135m" and len(made.base.sha256) == 64)
 
 
 def test_what_is_left_out_has_its_default_and_what_is_given_its_place(tmp_path: Path) -> None:
