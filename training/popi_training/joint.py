@@ -167,10 +167,12 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        """What φ is to imitate, and for θ to learn under the truth."""
-        ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
+        """What φ is to imitate, and what θ is to learn under: the same, so that θ trusts a summary no more than one of
+        that kind deserves."""
+        told = person.told or person.oracle
+        ids, allowed = self.reader.completion(told or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
+        return Group(person, self.reader.prompt(person.signals), [draw], [told])
 
     # scoring ------------------------------------------------------------------------------------------------
     def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:

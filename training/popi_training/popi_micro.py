@@ -1,9 +1,10 @@
 """popi-micro: both roles trained from nothing in the controlled world, where what can be known is known.
 
-A person of the world has one signal at first and up to eight at the end of the warm start, in which the generator
-learns under the truth and the inference model imitates what somebody would say who only counts (``world.counted``): all
-of it is there to be read in the signals, but it is not the summary that helps the generator most. That one has to be
-found by the joint objective.
+A person of the world has one signal at first and up to eight at the end of the warm start, in which the inference model
+imitates what somebody would say who only counts (``world.counted``), and the generator learns under the same: all of it
+is there to be read in the signals, but it is not the summary that helps the generator most. That one has to be found by
+the joint objective. (A generator that learns under the truth is so sure of itself that a summary which is half right
+costs more than one that says nothing.)
 """
 
 from __future__ import annotations
