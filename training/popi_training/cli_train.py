@@ -9,7 +9,6 @@ import datetime
 import importlib.util
 import json
 import tempfile
-import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +17,17 @@ import click
 
 from popi_edge.cli.common import App, common
 from popi_edge.errors import ConfigError, EngineError
+from popi_training import checking
 from popi_training.cli import Meter
 from popi_training.evaluate.report import aligned
 from popi_training.runfolder import METRICS, RECIPE, RUN, differences, read_metrics
 
 if TYPE_CHECKING:
     from popi_training.recipe import Recipe
-    from popi_training.warm import Set
 
 NEEDED = ("torch", "transformers", "peft")
-SAMPLED = 8
-"""Steps whose tokens are counted, about, to say how many a whole run will take."""
 SHOWN = 5
 """Differences that a replay shows before it only counts them."""
-UNKNOWN = "not known to popi"
-"""What is said of the licence of a corpus or a base that is not the project's own."""
 PathType = click.Path(path_type=Path)
 
 
@@ -89,8 +84,8 @@ def train(
         raise click.UsageError("--check and --replay stand alone")
     read = recipes.read(recipe)
     if check:
-        found = checked(app, read, recipe)
-        app.emit(found, lambda: _people_text(found) if "source" in found else _check_text(found))
+        found = checking.checked(read, recipe, app.settings)
+        app.emit(found, lambda: checking.text(found))
     elif replay is not None and against is not None:
         _replay(app, read, recipe, replay, against)
     else:
@@ -178,185 +173,6 @@ def _replay(app: App, recipe: Recipe, where: Path, steps: int, against: Path) ->
     app.emit({"steps": steps, "differences": found}, good if not found else "\n".join(found[:SHOWN]) + more)
     if found:
         click.get_current_context().exit(1)
-
-
-def checked(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
-    """What a recipe would be trained on and what is held out, without loading a model.
-
-    Raises ConfigError where something held out would be trained on, ModelError for another base.
-    """
-    from popi_edge.models.bases import BASES
-    from popi_training import warm
-
-    if recipe.data.world or recipe.data.file:
-        return _checked_people(app, recipe, where)
-    data = warm.load(recipe, where)
-    base = _base(app, recipe, where)
-    roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
-    starts = {r: warm.read_start(recipe, where, base, r) for r in roles} if base is not None else {}
-    named = {"infer": recipe.lora.start, "generate": recipe.lora.start_generate}
-    kinds = {k: v for k, v in recipe.users.kinds.items() if v}
-    return {
-        "name": recipe.name,
-        "method": recipe.method,
-        "role": recipe.role,
-        "base": {"name": recipe.base.name, "sha256": recipe.base.sha256, "here": base is not None},
-        "dimensions": data.train.dimensions,
-        "prompts": len({p.prompt for pairs in data.train.pairs.values() for p in pairs}),
-        "pairs": sum(len(pairs) for pairs in data.train.pairs.values()),
-        "phrasings": _phrasings(data.corpus, data.train.dimensions),
-        "kinds": sorted(kinds),
-        "steps": recipe.train.steps,
-        "batch": recipe.train.batch,
-        "users": recipe.train.steps * recipe.train.batch,
-        "joint": _joint(recipe) if recipe.method == "joint" else None,
-        "tokens": _tokens(recipe, data, base) if base is not None else None,
-        "held_out": {
-            "dimensions": sorted(data.splits.dimensions),
-            "combinations": len(data.splits.combinations),
-            "development_prompts": len(data.splits.dev_prompts),
-            "prompts": len(data.heldout.prompts),
-            "pairs": len(data.heldout.pairs) + sum(p.dimension in data.splits.dimensions for p in data.corpus.pairs),
-            "phrasings": _phrasings(data.heldout, data.heldout.dimensions)
-            + _phrasings(data.corpus, [d for d in data.corpus.dimensions if d in data.splits.dimensions]),
-        },
-        "start": {r: s.sha256 if (s := starts.get(r)) else UNKNOWN for r in roles if named[r]},
-        "licences": {
-            "corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN,
-            "base": BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN,
-        },
-    }
-
-
-def _checked_people(app: App, recipe: Recipe, where: Path) -> dict[str, Any]:
-    """The same of a run that is not made from the corpus: who is trained on, from where, under which licence."""
-    from popi_training import filed, popi_micro, warm, world
-
-    t, base = recipe.train, None if recipe.data.world else _base(app, recipe, where)
-    sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
-    if recipe.data.world:
-        people = [p for step in sampled for p in popi_micro.people(recipe, step)]
-        source = {"from": "the controlled world", "people": t.steps * t.batch, "licence": "CC0-1.0", "dropped": {}}
-        held = {"parts": [p for p in world.SEEDS if p not in ("train", "dev")], "prompts": None, "people": None}
-        reader = popi_micro.reader()
-    else:
-        found = filed.load(recipe, where)
-        people, loaded = list(found.train), found.loaded
-        source = {
-            "from": f"{recipe.data.file} ({loaded.format})", "people": len(people), "licence": loaded.licence,
-            "dropped": {k: v for k, v in loaded.dropped.items() if v}, "sha256": loaded.sha256,
-        }  # fmt: skip
-        kept = {x.prompt for p in found.dev for x in p.targets}
-        held = {"parts": [], "prompts": len(kept), "people": len(found.dev)}
-        reader = warm.Reader.of(base) if base is not None else None  # type: ignore[assignment]
-    sizes = [len(reader.prompt(p.signals)) for p in people[: SAMPLED * t.batch]] if reader is not None else []
-    mean = round(sum(sizes) / len(sizes)) if sizes else None
-    return {
-        "name": recipe.name, "method": recipe.method, "role": recipe.role, "source": source, "held_out": held,
-        "steps": t.steps, "batch": t.batch, "users": t.steps * t.batch, "joint": _joint(recipe),
-        "tokens": {"a_user": mean, "longest": max(sizes)} if sizes else None,
-    }  # fmt: skip
-
-
-def _people_text(c: dict[str, Any]) -> str:
-    source, held, joint = c["source"], c["held_out"], c["joint"]
-    dropped = ", ".join(f"{v} {k}" for k, v in source["dropped"].items())
-    kept = ", ".join(held["parts"]) or f"{held['prompts']} prompts, {held['people']} people"
-    tokens = c["tokens"]
-    return "\n".join([
-        f"{c['name']}: {c['method']} of {c['role']}",
-        f"trained on   {source['from']}: {source['people']:,} people (licence: {source['licence']})",
-        *([f"left out     {dropped}"] if dropped else []),
-        f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
-        f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator",
-        *([f"tokens       {tokens['a_user']:,} of signals a user; longest {tokens['longest']:,}"] if tokens else []),
-        f"held out     {kept}",
-        "nothing that is held out is trained on",
-    ])  # fmt: skip
-
-
-def _joint(recipe: Recipe) -> dict[str, Any]:
-    """The schedule, and how much a whole run draws, scores and learns from."""
-    j, t = recipe.joint, recipe.train
-    sampled = (t.steps - j.warm) * t.batch * (1 if j.schedule == "sft" else j.group)
-    moves = {"frozen": 0.0, "alternating": 0.5, "sequential": 0.5}.get(j.schedule, 1.0)
-    return {"schedule": j.schedule, "summaries": sampled, "dpo_pairs": round(sampled * moves * j.dpo_pairs)}
-
-
-def _phrasings(corpus: Any, dimensions: Any) -> int:
-    poles = [pole for name in dimensions for pole in corpus.dimensions[name].poles.values()]
-    return sum(len(texts) for pole in poles for texts in pole.phrasings.values())
-
-
-def _base(app: App, recipe: Recipe, where: Path) -> Path | None:
-    """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash."""
-    from popi_edge.models.bases import BASES, file_sha256, find, locate
-    from popi_training import folder, warm
-
-    name = recipe.base.name
-    path: Path | None
-    if "/" in name and not name.endswith(".gguf"):
-        path = (where.parent / name).resolve()
-        if not path.is_dir():
-            return None
-        folder.read_config(path)
-        digest = folder.folder_sha256(path)
-    elif name in BASES:
-        path, digest = find(BASES[name], app.settings.models), BASES[name].sha256
-    else:
-        path = locate(name, app.settings.models)
-        digest = file_sha256(path)
-    warm.refuse_base(recipe, name, digest)
-    return path
-
-
-def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
-    """Tokens of packed users (each shared token once), or of the signals alone for the joint method: mean and most over
-    some steps, and of a whole run."""
-    from popi_training import targets, warm
-
-    reader, t = warm.Reader.of(path), recipe.train
-    sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
-    if recipe.method == "joint":
-        people = [p for step in sampled for p in targets.batch(recipe, data, reader, step)]
-        sizes = [len(reader.prompt(p.signals)) for p in people]
-    else:
-        sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
-    mean = sum(sizes) / len(sizes)
-    whole = round(mean * t.steps * t.batch)
-    return {"a_user": round(mean), "longest": max(sizes), "sampled_users": len(sizes), "run": whole}
-
-
-def _check_text(c: dict[str, Any]) -> str:
-    held, tokens, base = c["held_out"], c["tokens"], c["base"]
-    here = "" if base["here"] else ", not on this device yet: tokens are not counted"
-    lines = [
-        f"{c['name']}: {c['method']} of {c['role']} on {base['name']} ({c['licences']['base']}{here})",
-        *textwrap.wrap(f"trained on   {len(c['dimensions'])} dimensions: {', '.join(c['dimensions'])}", 100,
-                       subsequent_indent=" " * 13),
-        f"             {c['prompts']} prompts, {c['pairs']} pairs, {c['phrasings']} phrasings "
-        f"(corpus: {c['licences']['corpus']})",
-        f"             signals: {', '.join(c['kinds'])}",
-        *(f"starts from  the {role} adapter {found[:12]}" for role, found in c["start"].items()),
-        f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
-    ]  # fmt: skip
-    if joint := c["joint"]:
-        lines.append(
-            f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator"
-        )
-    if tokens:
-        lines.append(
-            f"tokens       {tokens['a_user']:,} a user, about {tokens['run']:,} in all; longest {tokens['longest']:,} "
-            f"(of {tokens['sampled_users']} users drawn)"
-        )
-    return "\n".join([
-        *lines,
-        f"held out     {len(held['dimensions'])} dimensions: {', '.join(held['dimensions'])}",
-        f"             {held['combinations']} combinations of dimensions",
-        f"             {held['development_prompts']} prompts of the corpus, whose pairs are for development",
-        f"             {held['prompts']} prompts written apart, {held['pairs']} pairs, {held['phrasings']} phrasings",
-        "nothing that is held out is trained on",
-    ])  # fmt: skip
 
 
 def _run(folder: Path) -> dict[str, Any]:
