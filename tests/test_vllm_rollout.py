@@ -19,7 +19,7 @@ from popi_training import train
 from popi_training.joint import Joint
 from popi_training.loss import token_logprobs
 from popi_training.pack import pack
-from popi_training.rollout import Draw, TransformersRollouts
+from popi_training.rollout import Draw, How, TransformersRollouts
 from popi_training.vllm_rollout import VllmRollouts
 from popi_training.warm import Reader
 from tests import tiny_training as small
@@ -64,9 +64,10 @@ def opened(made: Path) -> Joint:
 
 def drawn(trainer: Joint, rollouts: Any, **changes: Any) -> list[list[Draw]]:
     asked = [trainer.reader.prompt(p.signals) for p in trainer.make(0)]
-    options: dict[str, Any] = {"group": 2, "temperature": 1.0, "seeds": list(range(len(asked))), "mask": True}
-    found: list[list[Draw]] = rollouts.draw(trainer.roles, trainer.reader, asked, **options | changes)
-    assert [len(draws) for draws in found] == [(options | changes)["group"]] * len(asked)
+    seeds = changes.pop("seeds", list(range(len(asked))))
+    how = How(**{"group": 2, "temperature": 1.0, "mask": True} | changes)
+    found: list[list[Draw]] = rollouts.draw(trainer.roles, trainer.reader, asked, seeds, how)
+    assert [len(draws) for draws in found] == [how.group] * len(asked)
     return found
 
 

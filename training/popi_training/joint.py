@@ -42,7 +42,7 @@ from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Models, Roles
-from popi_training.rollout import Draw, Rollouts, TransformersRollouts, rollout
+from popi_training.rollout import Draw, How, Rollouts, TransformersRollouts, rollout
 from popi_training.train import Trainer, corpus_hash, made_from
 from popi_training.vllm_rollout import VllmRollouts
 
@@ -154,9 +154,7 @@ class Joint(Trainer):
         j = self.recipe.joint
         seeds = [random.Random(f"draw:{self.recipe.seed}:{self.step}:{p.id}").getrandbits(62) for p in people]
         asked = [self.reader.prompt(person.signals) for person in people]
-        drawn = self.rollouts.draw(
-            self.roles, self.reader, asked, group=j.group, temperature=j.temperature, seeds=seeds, mask=j.mask
-        )
+        drawn = self.rollouts.draw(self.roles, self.reader, asked, seeds, How(j.group, j.temperature, j.mask))
         return [
             Group(person, prompt, draws, [self.said(d) for d in draws])
             for person, prompt, draws in zip(people, asked, drawn, strict=True)

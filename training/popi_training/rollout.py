@@ -131,21 +131,25 @@ def _pick(logits: torch.Tensor, temperature: float, chance: float) -> tuple[int,
     return place, float(logprobs[place])
 
 
+Prompts = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class How:
+    """How many summaries of each prompt are drawn, at which temperature, under the closed vocabulary or not."""
+
+    group: int
+    temperature: float
+    mask: bool
+
+
 class Rollouts(Protocol):
     """What draws the summaries of a joint step (``joint.rollout``)."""
 
     def draw(
-        self,
-        roles: Roles,
-        reader: Reader,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        group: int,
-        temperature: float,
-        seeds: Sequence[int] | None,
-        mask: bool,
+        self, roles: Roles, reader: Reader, prompts: Prompts, seeds: Sequence[int] | None, how: How
     ) -> list[list[Draw]]:
-        """``group`` summaries of each prompt by ``infer`` as it is now, as ``rollout`` says."""
+        """Summaries of each prompt by ``infer`` as it is now, [prompts][group], as ``rollout`` says."""
 
 
 class TransformersRollouts:
@@ -155,17 +159,10 @@ class TransformersRollouts:
         self.most = most
 
     def draw(
-        self,
-        roles: Roles,
-        reader: Reader,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        group: int,
-        temperature: float,
-        seeds: Sequence[int] | None,
-        mask: bool,
+        self, roles: Roles, reader: Reader, prompts: Prompts, seeds: Sequence[int] | None, how: How
     ) -> list[list[Draw]]:
         with roles.playing("infer") as model:
             return rollout(
-                model, reader, prompts, group=group, temperature=temperature, seeds=seeds, mask=mask, most=self.most
-            )
+                model, reader, prompts, group=how.group, temperature=how.temperature, seeds=seeds, mask=how.mask,
+                most=self.most,
+            )  # fmt: skip

@@ -30,7 +30,7 @@ from popi_edge.errors import ConfigError, EngineError
 from popi_training.pack import Ints
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Roles
-from popi_training.rollout import Draw
+from popi_training.rollout import Draw, How, Prompts
 from popi_training.warm import Reader
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -59,30 +59,22 @@ class VllmRollouts:
         self._swaps = 0
 
     def draw(
-        self,
-        roles: Roles,
-        reader: Reader,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        group: int,
-        temperature: float,
-        seeds: Sequence[int] | None,
-        mask: bool,
+        self, roles: Roles, reader: Reader, prompts: Prompts, seeds: Sequence[int] | None, how: How
     ) -> list[list[Draw]]:
         """As ``rollout``, [prompts][group]. Raises ValueError as that does, ConfigError for roles without adapters,
         EngineError where the engine does not start or draws what the mask forbids."""
-        if not prompts or group < 1:
+        if not prompts or how.group < 1:
             raise ValueError("a rollout needs prompts and a group of at least one")
         if not isinstance(roles, Adapters):
             raise ConfigError(f"{WHAT}: it swaps LoRA adapters, and these roles have none")
         self._reader = reader
         self._engine = self._engine or self._started(reader)
-        greedy = temperature <= 0  # of which vLLM gives no more than one
+        greedy = how.temperature <= 0  # of which vLLM gives no more than one
         rolled: Sequence[int | None] = seeds or [None] * len(prompts)
         params = [
             self._library.SamplingParams(
-                n=1 if greedy else group, temperature=max(0.0, temperature), seed=seed, logprobs=0, detokenize=False,
-                max_tokens=reader.limits["summary_tokens"], extra_args={MASKED: mask},
+                n=1 if greedy else how.group, temperature=max(0.0, how.temperature), seed=seed, logprobs=0,
+                max_tokens=reader.limits["summary_tokens"], extra_args={MASKED: how.mask}, detokenize=False,
                 stop_token_ids=list(reader.tokenizer.eos_ids), ignore_eos=True,  # these and no others end a summary
             )
             for seed in rolled
@@ -94,8 +86,8 @@ class VllmRollouts:
             asked = [{"prompt_token_ids": list(p)} for p in prompts]
             answers = self._engine.generate(asked, params, lora_request=adapter, use_tqdm=False)
         words = int(roles.model.config.vocab_size)
-        made = [[_read(reader, output, mask, words) for output in answer.outputs] for answer in answers]
-        return [draws * group for draws in made] if greedy else made
+        made = [[_read(reader, output, how.mask, words) for output in answer.outputs] for answer in answers]
+        return [draws * how.group for draws in made] if greedy else made
 
     def _started(self, reader: Reader) -> Any:
         """The engine, with room for the longest prompt that a reader gives and a summary behind it."""
