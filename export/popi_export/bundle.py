@@ -33,7 +33,7 @@ from popi_edge.prompts import CONTRACT
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
 from popi_training.base import lora_layers
-from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
+from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
 from popi_training.train import read_checkpoint, recipe_hash
 
 MANIFEST = "manifest.json"
@@ -89,10 +89,10 @@ def read(path: Path, settings: Settings) -> Checkpoint:
 
 def _history(folder: Path, step: int) -> tuple[str, float]:
     """Which code a run was made by, and the seconds of its steps up to ``step``, as far as its folder says it."""
-    run, metrics = folder / RUN, folder / METRICS
-    commit = json.loads(run.read_text("utf-8")).get("commit") if run.exists() else None
+    metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.exists() else []
-    return str(commit or "not known"), sum(float(m.get("seconds", 0)) for m in lines if m["step"] <= step)
+    seconds = sum(float(m.get("seconds", 0)) for m in lines if m["step"] <= step)
+    return str(read_run(folder).get("commit") or "not known"), seconds
 
 
 def export(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from popi_edge.errors import ConfigError, EngineError
 from popi_training import checking
 from popi_training.cli import Meter
 from popi_training.evaluate.report import aligned
-from popi_training.runfolder import METRICS, RECIPE, RUN, differences, read_metrics
+from popi_training.runfolder import METRICS, RECIPE, RUN, differences, read_metrics, read_run
 
 if TYPE_CHECKING:
     from popi_training.recipe import Recipe
@@ -97,6 +96,8 @@ def _train(
     workers: int, finish: int | None,
 ) -> None:  # fmt: skip
     module = trainer_module()
+    if finish:
+        require((*NEEDED, "gguf"))
     trainer = module.open_run(recipe, where, app.settings, device)
     meter = Meter()
     try:
@@ -252,10 +253,10 @@ def show(app: App, *, name: str, folder: Path, every: int) -> None:
     metrics = read_metrics(path / METRICS)
     kept = [m for i, m in enumerate(metrics, 1) if m["step"] % every == 0 or i in (1, len(metrics)) or "dev_loss" in m]
     try:
-        made_from = json.loads((path / RUN).read_text("utf-8"))
+        made_from = read_run(path)
         recipe = (path / RECIPE).read_text("utf-8")
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{path / RUN}: not a run: {e}") from None
+        raise ConfigError(f"{path / RECIPE}: not a run: {e}") from None
     keys = tuple(k for k in dict.fromkeys(k for m in metrics for k in m) if k != "seconds")
     cells = [tuple(_figure(m.get(key)) for key in keys) for m in kept]
 

@@ -62,3 +62,17 @@ def differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> lis
         unlike = [k for k in keys if m[k] != other.get(k)]
         out += [f"step {m['step']}: {k} {m.get(k)!r} against {other.get(k)!r}" for k in unlike]
     return out
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a run was made from; nothing where its folder does not say it. Raises ConfigError for a damaged file."""
+    path = folder / RUN
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: not a run: {e}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: not a run: no object")
+    return found

@@ -37,7 +37,7 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
-from popi_training.runfolder import BEST, BOARD, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics
+from popi_training.runfolder import BEST, BOARD, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics, read_run
 from popi_training.team import Team
 
 Tell = Callable[[int, int, Mapping[str, Any]], None]
@@ -324,9 +324,7 @@ def _begin(trainer: Trainer, folder: Path) -> None:
 def commits(folder: Path) -> str:
     """Of the code that a run's steps were made with: Git's name of it, with ``+`` where it was changed since; of a run
     that went on under other code all of them."""
-    code, before = Path(__file__).parents[1], ""
-    if (folder / RUN).exists():
-        before = str(json.loads((folder / RUN).read_text("utf-8")).get("commit", ""))
+    code, before = Path(__file__).parents[1], str(read_run(folder).get("commit") or "")
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True)
@@ -338,7 +336,7 @@ def commits(folder: Path) -> str:
             now += "+"
     except OSError:
         now = ""  # there is no git
-    return " ".join(dict.fromkeys([*before.split(), *now.split()])) or "not known"
+    return " ".join(dict.fromkeys([*before.split(), *now.split()]))
 
 
 def _keep(path: Path, step: int) -> None:
