@@ -13,7 +13,7 @@ import pytest
 
 from popi_edge import config
 from popi_edge.errors import ConfigError
-from popi_training import arms, popi_micro, train, world, world_eval
+from popi_training import arms, checking, popi_micro, train, world, world_eval
 from popi_training import recipe as recipes
 from popi_training.joint import Joint
 from tests import tiny_training as small
@@ -72,6 +72,9 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     read = recipes.read(recipe)
     first, later = popi_micro.people(read, 0), [p for s in range(3, 40) for p in popi_micro.people(read, s)]
     assert {p.id for p in first}.isdisjoint(p.id for p in later) and max(len(p.signals) for p in later) == 8
+    assert checking.checked(read, recipe, config.load())["users"] == sum(
+        len({p.id for p in popi_micro.people(read, step)}) for step in range(read.train.steps)
+    )
     assert len(first) == len({p.id for p in first}) == 96 and {len(p.signals) for p in first} == {1}
     warming = popi_micro.people(recipes.parse(read.text.replace("warm = 3", "warm = 4"), "it"), 3)
     assert [len(p.signals) for p in warming[:8]] == [*range(1, 8), 1] and len({p.id for p in warming}) == 13

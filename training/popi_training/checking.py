@@ -72,11 +72,13 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
     """The same of a run that is not made from the corpus: who is trained on, from where, under which licence."""
     from popi_training import filed, popi_micro, warm, world
 
-    t, base = recipe.train, None if recipe.data.world else _base(recipe, where, settings)
+    t, users = recipe.train, recipe.train.steps * recipe.train.batch
+    base = None if recipe.data.world else _base(recipe, where, settings)
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
     if recipe.data.world:
         people = [p for step in sampled for p in popi_micro.people(recipe, step)]
-        source = {"from": "the controlled world", "people": t.steps * t.batch, "licence": "CC0-1.0", "dropped": {}}
+        users = sum(popi_micro.count(recipe, step) for step in range(t.steps))
+        source = {"from": "the controlled world", "people": users, "licence": "CC0-1.0", "dropped": {}}
         held = {"parts": [p for p in world.SEEDS if p not in ("train", "dev")], "prompts": None, "people": None}
         reader = popi_micro.reader()
     else:
@@ -89,11 +91,12 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         kept = {x.prompt for p in found.dev for x in p.targets}
         held = {"parts": [], "prompts": len(kept), "people": len(found.dev)}
         reader = warm.Reader.of(base) if base is not None else None  # type: ignore[assignment]
-    sizes = [len(reader.prompt(p.signals)) for p in people[: SAMPLED * t.batch]] if reader is not None else []
+    some = people[:: max(1, len(people) // SAMPLED // t.batch)]
+    sizes = [len(reader.prompt(p.signals)) for p in some] if reader is not None else []
     mean = round(sum(sizes) / len(sizes)) if sizes else None
     return {
         "name": recipe.name, "method": recipe.method, "role": recipe.role, "source": source, "held_out": held,
-        "steps": t.steps, "batch": t.batch, "users": t.steps * t.batch, "joint": _joint(recipe),
+        "steps": t.steps, "batch": t.batch, "users": users, "joint": _joint(recipe),
         "tokens": {"a_user": mean, "longest": max(sizes)} if sizes else None,
     }  # fmt: skip
 
@@ -107,12 +110,13 @@ def _people_text(c: dict[str, Any]) -> str:
     source, held, joint = c["source"], c["held_out"], c["joint"]
     dropped = ", ".join(f"{v} {k}" for k, v in source["dropped"].items())
     kept = ", ".join(held["parts"]) or f"{held['prompts']} prompts, {held['people']} people"
-    tokens = c["tokens"]
+    tokens, steady = c["tokens"], c["batch"] * c["steps"] == c["users"]  # a warm start may have more people a step
+    spread = f"{c['batch']} a step x {c['steps']} steps = {c['users']:,}" if steady else f"{c['users']:,} in all steps"
     return "\n".join([
         f"{c['name']}: {c['method']} of {c['role']}",
         f"trained on   {source['from']}: {source['people']:,} people (licence: {source['licence']})",
         *([f"left out     {dropped}"] if dropped else []),
-        f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
+        f"users        {spread}",
         f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator",
         *([f"tokens       {tokens['a_user']:,} of signals a user; longest {tokens['longest']:,}"] if tokens else []),
         f"held out     {kept}",

@@ -45,9 +45,8 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people.
     ``train.batch`` of them have targets for the generator."""
     t, warm = recipe.train, step < recipe.joint.warm
-    most = _most(step / recipe.joint.warm) if warm else world.SIGNALS
-    made = []
-    for i in range(max(LEAST, SUMMARIES // most) if warm else t.batch):
+    most, made = _most(recipe, step), list[Person]()
+    for i in range(count(recipe, step)):
         person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
         last = len(person.signals)
         for k in range(1, most + 1) if warm else [last]:
@@ -57,8 +56,14 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     return made
 
 
-def _most(share: float) -> int:
-    """The most signals of anybody when so much of the warm start is done: one for its first fifth, all for its last."""
+def count(recipe: Recipe, step: int) -> int:
+    """How many different people a step has."""
+    return max(LEAST, SUMMARIES // _most(recipe, step)) if step < recipe.joint.warm else recipe.train.batch
+
+
+def _most(recipe: Recipe, step: int) -> int:
+    """The most signals of anybody: one for the first fifth of the warm start, all from its last fifth on."""
+    share = step / recipe.joint.warm if step < recipe.joint.warm else 1.0
     return min(world.SIGNALS, 1 + int(max(0.0, share - 0.2) / 0.6 * (world.SIGNALS - 1)))
 
 
