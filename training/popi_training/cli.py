@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from popi_edge.cli.common import App, common
+
+if TYPE_CHECKING:
+    from popi_training.evaluate.choice import Chooser
+    from popi_training.evaluate.data import Dataset
 
 FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
@@ -112,7 +116,7 @@ def evaluate(
     """
     from popi_training.evaluate import choice, report, run
     from popi_training.evaluate.data import load
-    from popi_training.evaluate.journal import Journal, write_json
+    from popi_training.evaluate.journal import write_json
 
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
@@ -131,15 +135,7 @@ def evaluate(
     chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
-        pair = run.open_pair(opened, engine, app.settings)
-        settings = pair.settings(rows, seed) | (chooser.settings() if chooser else {})
-        with closing(pair.engine), closing(Meter()) as meter, Journal(out, settings) as journal:
-            if chooser is None:
-                result, listing = run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
-            else:
-                result, listing = choice.evaluate(
-                    rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter
-                )
+        result, listing = _evaluated(app, rows, opened, engine, seed, profile, out, chooser)
     result |= {"half": half, "limit": limit}
     if summaries is not None:
         run.write_listing(summaries, listing)
@@ -168,16 +164,28 @@ def in_world(run: Path, users: int | None, seed: int) -> tuple[dict[str, Any], s
     return tables[0] | {"step": trainer.step, "parts": tables}, "\n".join(map(world_eval.text, tables))
 
 
-def on_corpus(app: App, bundle: Path, corpus: Path, rows: int) -> tuple[dict[str, Any], str]:
-    """So many rows of a corpus' held-out prompts, drawn by seed 0, and the table for reading."""
-    from popi_training.evaluate import report, run
-    from popi_training.evaluate.data import load
+def _evaluated(
+    app: App, rows: Dataset, bundle: str | None, engine: str | None = None, seed: int = 0, profile: bool = False,
+    out: Path | None = None, chooser: Chooser | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """The result of a bundle on rows, and its summaries; by ``chooser`` where one is to choose."""
+    from popi_training.evaluate import choice, run
     from popi_training.evaluate.journal import Journal
 
-    found = load(corpus, "corpus", limit=rows, part="prompts")
-    pair = run.open_pair(str(bundle), None, app.settings)
-    with closing(pair.engine), closing(Meter()) as meter, Journal(None, pair.settings(found, 0)) as journal:
-        result, _ = run.evaluate(found, pair, journal, seed=0, profile=False, advance=meter)
+    pair = run.open_pair(bundle, engine, app.settings)
+    settings = pair.settings(rows, seed) | (chooser.settings() if chooser else {})
+    with closing(pair.engine), closing(Meter()) as meter, Journal(out, settings) as journal:
+        if chooser is None:
+            return run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
+        return choice.evaluate(rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter)
+
+
+def on_corpus(app: App, bundle: Path, corpus: Path, rows: int) -> tuple[dict[str, Any], str]:
+    """So many rows of a corpus' held-out prompts, drawn by seed 0, and the table for reading."""
+    from popi_training.evaluate import report
+    from popi_training.evaluate.data import load
+
+    result, _ = _evaluated(app, load(corpus, "corpus", limit=rows, part="prompts"), str(bundle))
     result |= {"half": "all", "limit": rows}
     return result, report.text(result)
 
