@@ -26,8 +26,6 @@ from tests.test_train import edited, figures
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SETTINGS = Path(__file__).parents[1] / "training" / "accelerate"
-
-
 THREE = SETTINGS.parent / "recipes" / "popi-3b-zero3.toml"
 
 
@@ -70,8 +68,8 @@ def flat(folder: Path) -> np.ndarray:
     return np.concatenate([adapters[r][n].ravel() for r in sorted(adapters) for n in sorted(adapters[r])])
 
 
-@pytest.mark.parametrize("settings", ["fsdp2.yaml", "zero3.yaml"])
-def test_shared_out_models_give_the_curve_of_one_process_and_go_on_in_one(
+@pytest.mark.parametrize("settings", ["ddp.yaml", "fsdp2.yaml", "zero3.yaml"])
+def test_two_processes_give_the_curve_of_one_under_every_settings_and_go_on_in_one(
     recipe: Path, tmp_path: Path, settings: str
 ) -> None:
     for until, out in ((4, "one"), (2, "two")):
