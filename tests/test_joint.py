@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +232,7 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     """gloo on the CPU; the batch is shared out, the gradients are summed. Three people cannot be shared between two."""
     trainer = opened(folder, schedule, ("batch = 3", "batch = 4"))
     train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["-m", "popi_edge", "train", folder / "changed.toml", "--out", tmp_path / "two", "--until", "3"]
-    done = subprocess.run([*map(str, [*launch, *words])], env=environment, capture_output=True, text=True)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3)
     assert done.returncode == 0, done.stderr
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
@@ -247,8 +242,7 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     flat = [np.concatenate([x[r][n].ravel() for r in sorted(x) for n in sorted(x[r])]) for x in (a, b)]
     assert np.linalg.norm(flat[0] - flat[1]) < 0.02 * np.linalg.norm(flat[0])  # Adam turns a rounding into a step
     edit(folder / "changed.toml", "batch = 4", "batch = 3")
-    odd = [*map(str, [*launch, *words[:-3], tmp_path / "odd", "--until", "1"])]
-    done = subprocess.run(odd, env=environment, capture_output=True, text=True)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "odd", "--until", 1)
     assert done.returncode and "train.batch 3 cannot be shared out evenly among 2 processes" in done.stderr
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +31,7 @@ def environment(name: str) -> dict[str, str]:
     words = ["--config_file", str(SETTINGS / name), "train.py"]
     told, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
     made: dict[str, str] = prepare_multi_gpu_env(told)
-    kept = {k: v for k, v in made.items() if k.startswith(("FSDP_", "ACCELERATE_"))}
-    return kept | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-
-
-def launched(settings: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """``popi train`` in two processes (gloo) under the settings of a file."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "popi_edge"]
-    words = (*start, "train", *words)
-    return subprocess.run([*map(str, words)], env=os.environ | environment(settings), capture_output=True, text=True)
+    return {k: v for k, v in made.items() if k.startswith(("FSDP_", "ACCELERATE_"))}
 
 
 @pytest.fixture(scope="module", params=["adapters", "models"])
@@ -74,7 +63,7 @@ def test_two_processes_give_the_curve_of_one_under_every_settings_and_go_on_in_o
 ) -> None:
     for until, out in ((4, "one"), (2, "two")):
         if out == "two":
-            done = launched(settings, recipe, "--out", tmp_path / out, "--until", until)
+            done = small.launched(recipe, "--out", tmp_path / out, "--until", until, **environment(settings))
             assert done.returncode == 0, done.stderr
         opened = train.open_run(recipes.read(recipe), recipe, config.load())
         train.run(opened, tmp_path / out, until=4, minutes=None, tell=lambda *_: None)
@@ -106,7 +95,7 @@ def test_what_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path, monk
         text = recipe.read_text()
         (old,) = [x for x in text.splitlines() if x.split(" =")[0] == key]
         changed.write_text(text.replace(old, value if key == "[joint]" else f"{key} = {value}"))
-        done = launched("zero3.yaml", changed, "--out", tmp_path / "run", "--until", 1)
+        done = small.launched(changed, "--out", tmp_path / "run", "--until", 1, **environment("zero3.yaml"))
         assert done.returncode and line in done.stderr and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match=r"zero3\.yaml"):
@@ -142,7 +131,7 @@ def test_the_3b_recipe_is_checked_without_its_base_and_makes_two_steps_on_a_tiny
     for old, new in small_ones.items():
         edited(path, old, f"{old.split(' =')[0]} = {new}")
     assert check(path)["base"]["here"] is True
-    done = launched("zero3.yaml", path, "--out", tmp_path / "run", "--until", 2)
+    done = small.launched(path, "--out", tmp_path / "run", "--until", 2, **environment("zero3.yaml"))
     assert done.returncode == 0, done.stderr
     lines = train.read_metrics(tmp_path / "run" / train.METRICS)
     assert [m["step"] for m in lines] == [1, 2]

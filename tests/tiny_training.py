@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,11 @@ def popi(
         cli.main()
     out, err = capsys.readouterr()
     return int(str(left.value.code or 0)), out, err
+
+
+def launched(*words: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``popi train`` with its words in two processes (gloo), one thread each, with settings in their environment."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "popi_edge"]
+    own = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    said = [*map(str, (*start, "train", *words))]
+    return subprocess.run(said, env=os.environ | own | settings, capture_output=True, text=True)
