@@ -45,11 +45,11 @@ class Timed(Joint):
         with self.clock.part("theta"):
             return super().move_generate(groups)
 
-    def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:
+    def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:
         if role == "generate":
             lengths = [[len(ids) for ids in asked_ids(self.reader.tokenizer, z, t)] for z, t in asked]
             self.had[self.clock.now] = self.had.get(self.clock.now, []) + lengths
-        return super().ratios(role, asked)
+        return super().likelihoods(role, asked)
 
 
 def ours(job: Job) -> dict[str, Any]:

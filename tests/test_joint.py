@@ -103,20 +103,24 @@ def plain(trainer: Joint, role: str, context: list[int], reply: list[int]) -> to
     return torch.log_softmax(logits, -1)[len(context) - 1 : -1]
 
 
+def reply(trainer: Joint, role: str, z: str, prompt: str, text: str) -> torch.Tensor:
+    """log p of each of a reply's tokens."""
+    ids = prompts.reply_ids(trainer.reader.tokenizer, text)
+    context = prompts.generate_ids(trainer.reader.tokenizer, prompt, summary=z or None)
+    return plain(trainer, role, context, ids)[range(len(ids)), ids]
+
+
 def ratio(trainer: Joint, role: str, z: str, t: Target) -> torch.Tensor:
-    tokenizer = trainer.reader.tokenizer
-    context = prompts.generate_ids(tokenizer, t.prompt, summary=z or None)
-    both = [prompts.reply_ids(tokenizer, r) for r in (t.chosen, t.rejected)]
-    up, down = (plain(trainer, role, context, r)[range(len(r)), r].sum() for r in both)
-    return up - down
+    return reply(trainer, role, z, t.prompt, t.chosen).sum() - reply(trainer, role, z, t.prompt, t.rejected).sum()
 
 
 def gradients(trainer: Joint, role: str) -> list[torch.Tensor]:
     return [p.grad.clone() for p in trainer.roles.parameters(role)]
 
 
-def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries(folder: Path) -> None:
-    trainer = shaken(opened(folder))
+@pytest.mark.parametrize("anchor", [0.0, 3.0])
+def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries_and_the_anchor(folder: Path, anchor: float) -> None:
+    trainer = shaken(opened(folder, "simultaneous", ("[joint]", f"[joint]\nanchor = {anchor}")))
     groups = trainer.draw(trainer.make(0))
     line = trainer.move_generate(groups)
     got = gradients(trainer, "generate")
@@ -130,8 +134,10 @@ def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries(folder: Path
     trainer.optimizer.zero_grad()
     margins = [ratio(trainer, "generate", z, t) - ratio(trainer, "reference", "", t).detach() for z, t in asked]
     loss = torch.stack([torch.log1p(torch.exp(-0.5 * m)) for m in margins]).mean()
-    loss.backward()
+    nats = torch.stack([-reply(trainer, "generate", z, t.prompt, t.chosen).mean() for z, t in asked]).mean()
+    (loss + anchor * nats).backward()
     assert line["dpo_loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert line["reply_nats"] == pytest.approx(float(nats.detach()), rel=1e-4)
     for a, b in zip(got, gradients(trainer, "generate"), strict=True):
         assert b.abs().max() > 0 and (a - b).abs().max() < 2e-3 * b.abs().max()
 

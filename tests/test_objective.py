@@ -33,6 +33,12 @@ def test_margin_loss_and_reward_are_those_of_a_plain_loop(rows: list[list[float]
     close(o.reward(m, beta), [sum(log_sigmoid(beta * x) for x in row) / 3 / beta for row in rows])
 
 
+@given(st.lists(st.tuples(st.floats(-300, 0), st.integers(1, 90)), min_size=1, max_size=6))
+def test_the_anchor_is_the_mean_nats_a_token_of_the_chosen_replies(replies: list[tuple[float, int]]) -> None:
+    chosen, tokens = (torch.tensor(column) for column in zip(*replies, strict=True))
+    close(o.anchor(chosen.double(), tokens), sum(-p / n for p, n in replies) / len(replies), rel=1e-5)
+
+
 @given(st.lists(floats, min_size=2, max_size=8))
 def test_an_advantage_is_the_reward_less_the_others_mean(rewards: list[float]) -> None:
     got = o.advantages(torch.tensor(rewards, dtype=torch.float64))

@@ -173,8 +173,8 @@ class Joint(Trainer):
         return Group(person, self.reader.prompt(person.signals), [draw], [told])
 
     # scoring ------------------------------------------------------------------------------------------------
-    def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:
-        """log π(y⁺|x,z) − log π(y⁻|x,z) of everything asked, [n] (nats)."""
+    def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:
+        """log π(y⁺|x,z) and log π(y⁻|x,z) of everything asked, [n, 2] (nats)."""
         tokenizer = self.reader.tokenizer
         found = []
         with self.roles.playing(role) as model:
@@ -182,8 +182,12 @@ class Joint(Trainer):
                 contexts = [prompts.generate_ids(tokenizer, t.prompt, summary=z or None) for z, t in some]
                 replies = [tuple(prompts.reply_ids(tokenizer, y) for y in (t.chosen, t.rejected)) for _, t in some]
                 found.append(pair_logprobs(model, contexts, replies, TOGETHER))
-        both = torch.cat(found) if found else torch.zeros((0, 2), device=self.device)
-        return (both[:, 0] - both[:, 1])[: len(asked)]
+        return torch.cat(found)[: len(asked)] if found else torch.zeros((0, 2), device=self.device)
+
+    def ratios(self, role: str, asked: Sequence[Asked]) -> Tensor:
+        """log π(y⁺|x,z) − log π(y⁻|x,z) of everything asked, [n] (nats)."""
+        both = self.likelihoods(role, asked)
+        return both[:, 0] - both[:, 1]
 
     def _rounds(self, asked: Sequence[Asked]) -> list[Sequence[Asked]]:
         """What is asked in chunks, and as many fillers as make them as many as any process has that must call the
@@ -270,23 +274,27 @@ class Joint(Trainer):
         return {"loss": total}
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Gradients of θ: DPO under the groups' summaries, some of them left empty; chunk by chunk."""
+        """Gradients of θ: DPO under the groups' summaries, some of them left empty, and the anchor; chunk by chunk."""
         asked = [pair for group in groups for pair in self._lessons(group)]
         j, size, whole = self.recipe.joint, self.team.size, sum(self.team.gather([len(asked)]))
         if not asked:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
-        total, right = 0.0, 0.0
+        total, right, plain = 0.0, 0.0, 0.0
         for k, some in enumerate(self._rounds(asked)):
             share = len(some) / whole if k * TOGETHER < len(asked) else 0.0
             reference = self.references([t for _, t in some])
             with self.roles.playing("generate"):
-                found = self.ratios("generate", some) - reference
+                likely = self.likelihoods("generate", some)
+                found = likely[:, 0] - likely[:, 1] - reference
                 loss = objective.dpo_loss(found, j.beta) * share
-                loss.backward()  # type: ignore[no-untyped-call]
+                lengths = [len(prompts.reply_ids(self.reader.tokenizer, t.chosen)) for _, t in some]
+                nats = objective.anchor(likely[:, 0], torch.tensor(lengths, device=likely.device)) * share
+                (loss + j.anchor * nats).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
+            plain += float(nats.detach()) * size
             right += float((found > 0).float().mean()) * share * size
-        line = {"dpo_loss": total, "dpo_accuracy": right}
-        return line if "infer" in self.moving(self.step) else line | {"loss": total}
+        line = {"dpo_loss": total, "dpo_accuracy": right, "reply_nats": plain}
+        return line if "infer" in self.moving(self.step) else line | {"loss": total + j.anchor * plain}
 
     def _lessons(self, group: Group) -> list[Asked]:
         """What θ learns from a person: each summary, or now and then none, with pairs that are not those that reward

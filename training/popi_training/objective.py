@@ -32,6 +32,12 @@ def dpo_loss(margins: Tensor, beta: float) -> Tensor:
     return -logsigmoid(beta * margins).mean()
 
 
+def anchor(chosen: Tensor, tokens: Tensor) -> Tensor:
+    """−log π_θ(y⁺|x,z) a token, the mean over all pairs: [n], [n] → [] (nats). Added to DPO, which asks only that y⁺ be
+    likelier than y⁻ and may make both unlikely, it keeps θ writing (arXiv 2404.19733, eq. 1)."""
+    return -(chosen / tokens).mean()
+
+
 def reward(margins: Tensor, beta: float) -> Tensor:
     """log σ(β m)/β of each summary: [G, K] → [G], the mean over its K pairs. At most 0; about m/2 for small β m."""
     return logsigmoid(beta * margins).mean(-1) / beta

@@ -105,7 +105,8 @@ class Schedule:
 class Joint:
     """The joint objective (``popi_training.joint``). ``schedule``: what moves when. ``group``: summaries drawn of a
     user (G); ``pairs``: held-out pairs that reward each (K); ``dpo_pairs``: other pairs that θ learns from under each,
-    of which no summary gets another's, or, with ``shared_pairs``, the same. ``kl``: weight of the KL to the start;
+    of which no summary gets another's, or, with ``shared_pairs``, the same. ``anchor``: weight of the chosen replies'
+    own likelihood, a token, beside DPO. ``kl``: weight of the KL to the start;
     ``ratio``: PPO's clip. ``empty``: share of summaries that θ learns without. ``budget``: tokens of a summary that
     cost nothing; ``length``: nats a token more; ``truncation``: nats for one without an end; ``leak``: nats for a
     summary whose words all stand in verbatim runs.
@@ -121,6 +122,7 @@ class Joint:
     dpo_pairs: int = 1
     shared_pairs: bool = False
     beta: float = 0.1
+    anchor: float = 0.0
     temperature: float = 1.0
     kl: float = 0.05
     ratio: float = 0.2
@@ -233,7 +235,8 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("train.checkpoint_every", t.checkpoint_every, 1, MAX_STEPS), ("train.dev_every", t.dev_every, 1, MAX_STEPS),
         ("train.dev_users", t.dev_users, 0, 10_000), ("train.patience", t.patience, 0, MAX_STEPS),
         ("joint.group", j.group, 2, 256), ("joint.pairs", j.pairs, 1, 64), ("joint.dpo_pairs", j.dpo_pairs, 1, 64),
-        ("joint.beta", j.beta, 1e-4, 10), ("joint.temperature", j.temperature, 0.05, 10), ("joint.kl", j.kl, 0, 100),
+        ("joint.beta", j.beta, 1e-4, 10), ("joint.anchor", j.anchor, 0, 100),
+        ("joint.temperature", j.temperature, 0.05, 10), ("joint.kl", j.kl, 0, 100),
         ("joint.ratio", j.ratio, 1e-3, 10), ("joint.empty", j.empty, 0, 1), ("joint.budget", j.budget, 1, 4096),
         ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
         ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
