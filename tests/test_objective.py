@@ -30,6 +30,8 @@ def test_margin_loss_and_reward_are_those_of_a_plain_loop(rows: list[list[float]
     m = torch.tensor(rows, dtype=torch.float64)
     assert torch.allclose(o.margin(m + 5, m - 1, 2 * m, m), 6 - m)
     close(o.dpo_loss(m, beta), -sum(log_sigmoid(beta * x) for row in rows for x in row) / (3 * len(rows)))
+    turned = [0.8 * log_sigmoid(beta * x) + 0.2 * log_sigmoid(-beta * x) for row in rows for x in row]
+    close(o.dpo_loss(m, beta, 0.2), -sum(turned) / len(turned))
     close(o.reward(m, beta), [sum(log_sigmoid(beta * x) for x in row) / 3 / beta for row in rows])
 
 

@@ -22,8 +22,8 @@ from tests.test_train import edited, figures
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
     ("hidden = 64", "hidden = 32"), ("layers = 3", "layers = 1"), ("ffn = 192", "ffn = 64"),
-    ("warmup = 20", "warmup = 2"), ("warm = 1500", "warm = 3"), ("steps = 1800", "steps = 5"),
-    ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 2", "pairs = 1"),
+    ("warmup = 20", "warmup = 2"), ("warm = 2000", "warm = 3"), ("steps = 2200", "steps = 5"),
+    ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 4", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
 )  # fmt: skip
@@ -80,6 +80,7 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert [len(p.signals) for p in warming[:8]] == [*range(1, 8), 1] and len({p.id for p in warming}) == 13
     assert all(b.signals[: len(a.signals)] == a.signals for a, b in itertools.pairwise(warming[:7]))
     assert [bool(p.targets) for p in warming[:8]] == [False] * 6 + [True, False]
+    assert sum(bool(p.targets) for p in warming) == sum(bool(p.targets) for p in first) == popi_micro.TAUGHT
     assert all(p.told == world.say(world.counted(p.signals)) for p in [*first, *later])
     assert any(p.oracle != p.told for p in later)
 

@@ -165,12 +165,10 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        """What φ is to imitate, and what θ is to learn under: the same, so that θ trusts a summary no more than one of
-        that kind deserves."""
-        told = person.told or person.oracle
-        ids, allowed = self.reader.completion(told or str(prompts.spec()["silence"]))
+        """What φ is to imitate, and the truth, which θ learns under."""
+        ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        return Group(person, self.reader.prompt(person.signals), [draw], [told])
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
 
     # scoring ------------------------------------------------------------------------------------------------
     def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:
@@ -280,13 +278,14 @@ class Joint(Trainer):
         if not asked:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
         total, right, plain = 0.0, 0.0, 0.0
+        smoothing = j.smoothing if self.step < j.warm else 0.0
         for k, some in enumerate(self._rounds(asked)):
             share = len(some) / whole if k * TOGETHER < len(asked) else 0.0
             reference = self.references([t for _, t in some])
             with self.roles.playing("generate"):
                 likely = self.likelihoods("generate", some)
                 found = likely[:, 0] - likely[:, 1] - reference
-                loss = objective.dpo_loss(found, j.beta) * share
+                loss = objective.dpo_loss(found, j.beta, smoothing) * share
                 lengths = [len(prompts.reply_ids(self.reader.tokenizer, t.chosen)) for _, t in some]
                 nats = objective.anchor(likely[:, 0], torch.tensor(lengths, device=likely.device)) * share
                 (loss + j.anchor * nats).backward()  # type: ignore[no-untyped-call]

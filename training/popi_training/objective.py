@@ -27,9 +27,12 @@ def wins(margins: Tensor, others: Tensor | float = 0.0) -> Tensor:
     return torch.where(margins == others, 0.5, (margins > others).float())
 
 
-def dpo_loss(margins: Tensor, beta: float) -> Tensor:
-    """−log σ(β m), the mean over all margins (DPO, arXiv 2305.18290, eq. 7, with the summary in π_θ alone)."""
-    return -logsigmoid(beta * margins).mean()
+def dpo_loss(margins: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+    """−log σ(β m), the mean over all margins (DPO, arXiv 2305.18290, eq. 7, with the summary in π_θ alone).
+
+    ``smoothing`` ε: as if a share ε of the pairs were the wrong way round, −(1−ε) log σ(β m) − ε log σ(−β m), so that
+    no margin need grow beyond log((1−ε)/ε)/β (Mitchell's conservative DPO)."""
+    return -((1 - smoothing) * logsigmoid(beta * margins) + smoothing * logsigmoid(-beta * margins)).mean()
 
 
 def anchor(chosen: Tensor, tokens: Tensor) -> Tensor:

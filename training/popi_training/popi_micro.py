@@ -1,10 +1,11 @@
-"""popi-micro: both roles trained from nothing in the controlled world, where what can be known is known.
+"""popi-micro: a pair of small models, trained from nothing in the controlled world.
 
-A person of the world has one signal at first and up to eight at the end of the warm start, in which the inference model
-imitates what somebody would say who only counts (``world.counted``), and the generator learns under the same: all of it
-is there to be read in the signals, but it is not the summary that helps the generator most. That one has to be found by
-the joint objective. (A generator that learns under the truth is so sure of itself that a summary which is half right
-costs more than one that says nothing.)
+Both learn the world's words from scratch. Their reference is what they are at the end of the warm start, in which the
+inference model imitates what somebody would say who only counts (``world.counted``): all of it is there to be read in
+the signals, but it is not the summary that helps the generator most. That one has to be found by the joint objective.
+The generator learns under the truth, which it can learn to follow in a few hundred steps (under what is counted, right
+three times in four, it takes five times as many), with DPO's labels smoothed: otherwise it is so sure of itself that a
+summary which is half right costs more than one that says nothing, and the inference model learns to say nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from popi_training.recipe import Recipe
 from popi_training.roles import Models
 from popi_training.train import digest, recipe_hash
 
-SUMMARIES, LEAST = 96, 12
-"""Summaries that a step of the warm start imitates, and the people whose they are at the least."""
+SUMMARIES, LEAST, TAUGHT = 96, 12, 6
+"""Summaries that a step of the warm start imitates, the people whose they are at the least, and of how many of these
+the generator learns the targets."""
 VOCABULARY = 1_000
 """Tokens at most; the world has fewer, each of its words one."""
 
@@ -42,16 +44,15 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     """The people of a step, none of whom comes back in another.
 
     While warming up they have one signal for a while, then more and more, and each is there once for every number of
-    signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people.
-    ``train.batch`` of them have targets for the generator."""
-    t, warm = recipe.train, step < recipe.joint.warm
+    signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people."""
+    warm = step < recipe.joint.warm
     most, made = _most(recipe, step), list[Person]()
     for i in range(count(recipe, step)):
         person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
         last = len(person.signals)
         for k in range(1, most + 1) if warm else [last]:
             told = world.say(world.counted(person.signals[:k]))
-            targets = person.targets if k == last and i < t.batch else ()
+            targets = person.targets if k == last and (i < TAUGHT or not warm) else ()
             made.append(replace(person, signals=person.signals[:k], told=told, targets=targets))
     return made
 
