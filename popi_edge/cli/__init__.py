@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from popi_edge.quiet import quiet
+
 COMMANDS = {
     "demo": "popi_edge.cli.demo:demo",
     "model": "popi_edge.cli.model:model",
@@ -19,6 +21,7 @@ COMMANDS = {
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
     "egress": "popi_edge.cli.egress:egress",
+    "doctor": "popi_edge.cli.doctor:doctor",
 }
 
 
@@ -30,6 +33,7 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
+            quiet(hub=False)
             module, attribute = COMMANDS[name].split(":")
             command: Any = getattr(importlib.import_module(module), attribute)
         else:

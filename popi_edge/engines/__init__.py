@@ -6,5 +6,8 @@ base.py        what both share: lanes, prefix reuse, sampling under a mask, scor
 """
 
 from popi_edge.engines.base import Completion, Constraint, Engine, Score, open_engine
+from popi_edge.quiet import quiet
+
+quiet()  # before a module of this room loads ONNX Runtime
 
 __all__ = ["Completion", "Constraint", "Engine", "Score", "open_engine"]
