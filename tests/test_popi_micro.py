@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
     ("hidden = 64", "hidden = 32"), ("layers = 3", "layers = 1"), ("ffn = 192", "ffn = 64"),
     ("warmup = 20", "warmup = 2"), ("warm = 2000", "warm = 3"), ("steps = 2200", "steps = 5"),
+    ("warm_generate = 400", "warm_generate = 2"),
     ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 4", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
@@ -65,6 +66,7 @@ def test_the_warm_start_is_what_the_rest_is_compared_with_and_a_run_goes_on_over
     assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
     lines = figures(tmp_path / "whole")
     assert ["reward" in m for m in lines] == [False, False, False, True, True]
+    assert ["dpo_loss" in m for m in lines] == [True, True, False, True, True]  # two steps of three
     assert lines[3]["kl"] == pytest.approx(0, abs=1e-4)
 
 
@@ -80,7 +82,7 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert [len(p.signals) for p in warming[:8]] == [*range(1, 8), 1] and len({p.id for p in warming}) == 13
     assert all(b.signals[: len(a.signals)] == a.signals for a, b in itertools.pairwise(warming[:7]))
     assert [bool(p.targets) for p in warming[:8]] == [False] * 6 + [True, False]
-    assert [sum(bool(p.targets) for p in some) for some in (first, warming)] == [4, popi_micro.TAUGHT]
+    assert sum(bool(p.targets) for p in first) == sum(bool(p.targets) for p in warming) == read.train.batch
     assert all(p.told == world.say(world.counted(p.signals)) for p in [*first, *later])
     assert any(p.oracle != p.told for p in later)
 

@@ -101,7 +101,8 @@ class Joint(Trainer):
         for group in self.optimizer.param_groups:
             if self.step < j.warm:
                 up = min(1.0, (self.step + 1) / max(1, self.recipe.train.warmup))
-                group["lr"] = j.lr_warm * up * (1 - 0.9 * self.step / j.warm)
+                last = j.taught if group["role"] == "generate" else j.warm
+                group["lr"] = j.lr_warm * up * (1 - 0.9 * min(1.0, self.step / last))
             else:
                 group["lr"] = self.rate(self.step, group["base_lr"])
 
@@ -109,7 +110,9 @@ class Joint(Trainer):
         """The roles that move at a step (from 0)."""
         j = self.recipe.joint
         after, of = step - j.warm, self.recipe.train.steps - j.warm
-        match "sft" if after < 0 else j.schedule:
+        if after < 0:
+            return ("infer", "generate") if step < j.taught else ("infer",)
+        match j.schedule:
             case "frozen":
                 return ("infer",)
             case "alternating":

@@ -23,9 +23,8 @@ from popi_training.recipe import Recipe
 from popi_training.roles import Models
 from popi_training.train import digest, recipe_hash
 
-SUMMARIES, LEAST, TAUGHT = 96, 12, 6
-"""Summaries that a step of the warm start imitates, the people whose they are at the least, and how many of these the
-generator learns from once it can follow."""
+SUMMARIES, LEAST = 96, 12
+"""Summaries that a step of the warm start imitates, and the people whose they are at the least."""
 VOCABULARY = 1_000
 """Tokens at most; the world has fewer, each of its words one."""
 
@@ -45,16 +44,15 @@ def people(recipe: Recipe, step: int) -> list[Person]:
 
     While warming up they have one signal for a while, then more and more, and each is there once for every number of
     signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people.
-    While they have one, the generator learns from ``train.batch`` of them."""
+    ``train.batch`` of them have targets for the generator."""
     warm = step < recipe.joint.warm
     most, made = _most(recipe, step), list[Person]()
-    taught = TAUGHT if warm and most > 1 else recipe.train.batch
     for i in range(count(recipe, step)):
         person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
         last = len(person.signals)
         for k in range(1, most + 1) if warm else [last]:
             told = world.say(world.counted(person.signals[:k]))
-            targets = person.targets if k == last and i < taught else ()
+            targets = person.targets if k == last and i < recipe.train.batch else ()
             made.append(replace(person, signals=person.signals[:k], told=told, targets=targets))
     return made
 

@@ -114,7 +114,8 @@ class Joint:
     (``popi_training.vllm_rollout``). ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
-    what the KL and π_ref are taken against. ``smoothing``: DPO's label smoothing in those steps."""
+    what the KL and π_ref are taken against. ``warm_generate``: θ learns only
+    in the first so many of them (0: in all); ``smoothing``: DPO's label smoothing then."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -136,8 +137,14 @@ class Joint:
     shuffled_rewards: bool = False
     lr_generate: float = 1e-4
     warm: int = 0
+    warm_generate: int = 0
     lr_warm: float = 1e-3
     smoothing: float = 0.0
+
+    @property
+    def taught(self) -> int:
+        """The steps of the warm start in which θ learns."""
+        return self.warm_generate or self.warm
 
 
 SCHEDULES = ("sft", "frozen", "sequential", "alternating", "simultaneous")
@@ -242,7 +249,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
         ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
-        ("joint.smoothing", j.smoothing, 0, 0.49),
+        ("joint.warm_generate", j.warm_generate, 0, j.warm), ("joint.smoothing", j.smoothing, 0, 0.49),
         ("scratch.hidden", s.hidden, 0, 4096), ("scratch.layers", s.layers, 1, 64),
         ("scratch.heads", s.heads, 1, 64), ("scratch.kv_heads", s.kv_heads, 1, s.heads),
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
