@@ -167,7 +167,7 @@ def test_the_t_test_gives_what_tables_give(values: list[float], p: float) -> Non
 
 
 def test_a_recipe_without_a_world_or_a_warm_start_has_no_arms(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    edited(recipe, "warm = 3", "warm = 0")
+    edited(recipe, "warm = 3\nwarm_generate = 2", "warm = 0")
     monkeypatch.setattr(sys, "argv", ["arms", str(recipe), "--out", "out"])
     with pytest.raises(SystemExit, match="from a warm start"):
         arms.main()
