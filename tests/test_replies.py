@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from popi_edge import config, prompts
-from popi_edge.engines.base import BaseEngine
+from popi_edge.engines.base import BaseEngine, Score
 from popi_edge.errors import ConfigError
 from popi_edge.generators.local import NO_REPEAT, NoRepeat
 from popi_training import corpus, probes, replies, splits
@@ -85,6 +85,11 @@ class Actor:
         found = next((line for front, line in self.lines.items() if front and front in text), self.lines[""])
         yield from self.tokenizer.encode(self.said if kind == "infer" else found)[:max_tokens]
 
+    def score(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], **options: Any) -> list[Score]:
+        bare = self.tokenizer.decode(prompt)
+        assert not options and not any(said in bare for said in (*filter(None, self.lines), self.said or "?!"))
+        return [Score(-0.5 * len(c), (-0.5,) * len(c)) for c in completions]
+
     def close(self) -> None:
         pass
 
@@ -135,7 +140,7 @@ def test_every_rate_is_the_one_worked_out_by_hand() -> None:
     assert found["wins"]["own_over_none"]["structure"] == found["wins"]["own_over_none"]["all"]
     assert found["wins"]["oracle_over_none"]["all"]["low"] == 1
     assert (found["users"], found["prompts"], found["silent"]) == (8, 4, 0)
-    assert found["replies"]["none"] == {"words": 2, "tokens": 3, "truncated": 0}
+    assert found["replies"]["none"] == {"words": 2, "tokens": 3, "truncated": 0, "nats": 0.5}
     assert actor.calls.count("infer") == 8
     assert actor.calls.count("reply") == 4 * 4  # bare, own and both oracles of four prompts: a couple shares them all
 
@@ -144,7 +149,8 @@ def test_a_silent_bundle_ties_with_the_bare_prompt_and_a_long_reply_is_truncated
     actor = Actor(script() | {"": "word " * 60}, said="")
     found = figures(sampled(structured(), pair_of(actor), Journal(), quiet), 0)
     assert found["silent"] == 1 and found["wins"]["own_over_none"]["all"]["rate"] == 0.5
-    assert found["replies"]["own"] == found["replies"]["none"] == {"words": 48, "tokens": 96, "truncated": 1}
+    long = {"words": 48, "tokens": 96, "truncated": 1, "nats": 0.5}
+    assert found["replies"]["own"] == found["replies"]["none"] == long
     assert found["replies"]["oracle"]["truncated"] == 0
 
 
@@ -154,7 +160,7 @@ def test_rates_are_the_probes_own_win_rates_and_intervals_hold_prompts_together(
         dimension, pole = (("emoji", "with_emoji"), ("length", "short"))[k % 2]
         texts = {c: "word 🙂 " * int(rng.integers(0, 4)) for c in CONTEXTS}
         scored = {
-            c: {"text": t, "tokens": 1, "truncated": False, "score": probes.score(t, dimension, pole)}
+            c: {"text": t, "tokens": 1, "truncated": False, "nats": 1.0, "score": probes.score(t, dimension, pole)}
             for c, t in texts.items()
         }
         lines.append({"dimension": dimension, "pole": pole, "prompt": f"p{k % 5}", "summary": "x", "replies": scored})
@@ -250,6 +256,9 @@ def test_a_reply_is_what_the_engine_says_under_the_rule_against_repeating(bundle
             ids, max_tokens=MOST_TOKENS, temperature=TEMPERATURE, seed=item.seed, constraint=rule, adapter="generate"
         )
         assert (found["text"], found["truncated"]) == (expected.text, not expected.finished)
+        reply = prompts.reply_ids(tokenizer, expected.text)
+        (likely,) = pair.engine.score(prompts.generate_ids(tokenizer, item.row.prompt), [reply], adapter=None)
+        assert found["nats"] == pytest.approx(-sum(likely.tokens) / len(reply))
     assert made[""] != made[item.row.oracle] and made[""] == replies.reply(pair, item.row.prompt, "", item.seed)
     assert made[""] != replies.reply(pair, item.row.prompt, "", item.seed + 1)
     pair.engine.close()

@@ -13,7 +13,8 @@ Each bundle's generate role answers under
 
 with the runtime's own local generator and its rule against repeating, at temperature 0.7, at most 96 tokens. One seed a
 prompt is shared by contexts and bundles, so that the same context gives the same reply. A *win*: of two replies to one
-prompt the first leans more towards the wanted pole (ties ½); intervals are over prompts.
+prompt the first leans more towards the wanted pole (ties ½); intervals are over prompts. *Nats*: −log p a token of a
+reply under the untouched base and the bare prompt; where it rises far above the base's own, the writing has come apart.
 
 With --out every finished summary and reply is kept beside it, in FILE.units, and a run that was cut off goes on. It
 does NOT say whether a reply is good, or true: a probe counts markers.
@@ -135,13 +136,17 @@ def request(prompt: str, summary: str) -> Request:
 
 
 def reply(pair: run.Pair, prompt: str, summary: str, seed: int) -> dict[str, Any]:
-    """One sampled reply: its ``text``, ``tokens``, and whether it was ``truncated``. Raises EngineError."""
+    """One sampled reply: its ``text``, ``tokens``, whether it was ``truncated``, and ``nats`` a token under the
+    untouched base, the end token included. Raises EngineError."""
     generator = LocalGenerator(
         pair.engine, pair.generate_adapter, max_tokens=MOST_TOKENS, temperature=TEMPERATURE, seed=seed,
         no_repeat=NO_REPEAT,
     )  # fmt: skip
-    made = generator.send(request(prompt, summary))
-    return {"text": made.text, "tokens": pair.engine.count(made.text), "truncated": made.finish == "length"}
+    made, tokenizer = generator.send(request(prompt, summary)), pair.engine.tokenizer
+    ids = prompts.reply_ids(tokenizer, made.text)
+    (likely,) = pair.engine.score(prompts.generate_ids(tokenizer, prompt), [ids])
+    return {"text": made.text, "tokens": pair.engine.count(made.text), "truncated": made.finish == "length",
+            "nats": -likely.total / len(ids)}  # fmt: skip
 
 
 def sampled(asked: Sequence[Item], pair: run.Pair, journal: Journal, advance: run.Advance) -> list[dict[str, Any]]:
@@ -181,7 +186,7 @@ def _scored(made: Mapping[str, Any], want: Want) -> dict[str, Any]:
 
 def figures(lines: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """``wins`` by comparison, over ``all`` and by dimension: rate, 95% interval over prompts (None below two), pairs.
-    ``replies`` by context: mean words and tokens, the share truncated. ``silent``: users without a summary."""
+    ``replies`` by context: mean words, tokens and nats, the share truncated. ``silent``: users without a summary."""
     dimensions = sorted({str(x["dimension"]) for x in lines})
     groups = {"all": lines, **{d: [x for x in lines if x["dimension"] == d] for d in dimensions}}
     return {
@@ -207,6 +212,7 @@ def _about(made: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "words": mean(np.array([markers.length(r["text"]) for r in made], np.float64)),
         "tokens": mean(np.array([r["tokens"] for r in made], np.float64)),
         "truncated": mean(np.array([r["truncated"] for r in made], np.float64)),
+        "nats": mean(np.array([r["nats"] for r in made], np.float64)),
     }
 
 
@@ -219,10 +225,11 @@ def text(result: Mapping[str, Any]) -> str:
         return [f"{number(w['rate'], 2)} ({bounds(w['low'], w['high'], 2)})" for w in some]
 
     heads = [c.replace("_", " ") for c in compared]
-    rows = [["bundle", *heads, "words (own)", "truncated (own)"]]
+    rows = [["bundle", *heads, "words (own)", "truncated (own)", "nats (own)"]]
     for name, found in result["conditions"].items():
         own = found["replies"]["own"]
-        rows.append([name, *cells(found["wins"], "all"), number(own["words"], 0), number(own["truncated"], 2)])
+        about = [number(own["words"], 0), number(own["truncated"], 2), number(own["nats"], 2)]
+        rows.append([name, *cells(found["wins"], "all"), *about])
     parts = [aligned(rows)]
     for name, found in result["conditions"].items():
         by = [d for d in found["wins"][compared[0]] if d != "all"]
