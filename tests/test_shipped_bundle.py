@@ -1,5 +1,5 @@
 """The committed bundles still say and score what their committed tables say: the whole table from its rows, and some
-rows anew. Committed are the warm start, the pair that was trained jointly from it, and the shipped one, trained on."""
+rows anew. Committed are the warm start, two pairs that were trained jointly from it, and the shipped one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
 
 
 TRAINING = corpus.FOLDER.parent
-WARM, JOINT = TRAINING / "adapters" / "warm-smol", TRAINING / "adapters" / "joint-90"
-BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "pair": DEFAULT}
+WARM, JOINT, SECOND = (TRAINING / "adapters" / name for name in ("warm-smol", "joint-90", "joint-165"))
+BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "second": str(SECOND), "pair": DEFAULT}
 
 
 def manifest(bundle: Path) -> dict[str, Any]:
@@ -88,16 +88,26 @@ def test_the_joint_pair_is_of_the_committed_recipe_from_the_warm_start() -> None
     assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
 
 
-def test_the_shipped_pair_is_of_the_committed_recipe_from_the_first_pair() -> None:
-    shipped, path = TRAINING.parent / "popi_edge" / "models" / DEFAULT, TRAINING / "recipes" / "popi-smol-2.toml"
-    read, made, roles = recipe.read(path), manifest(shipped)["training"], manifest(JOINT)["roles"]
+SHIPPED = TRAINING.parent / "popi_edge" / "models" / DEFAULT
+LATER = {"second": (SECOND, "popi-smol-2", JOINT), "pair": (SHIPPED, "popi-smol-3", SECOND)}
+"""Measured as → the bundle, its recipe, and the bundle that it was trained on from."""
+
+
+@pytest.mark.parametrize("name", list(LATER))
+def test_a_later_pair_is_of_the_committed_recipe_from_the_one_before(name: str) -> None:
+    bundle, of, before = LATER[name]
+    path = TRAINING / "recipes" / f"{of}.toml"
+    read, made, roles = recipe.read(path), manifest(bundle)["training"], manifest(before)["roles"]
     texts = {"corpus": train.corpus_hash(warm.load(read, path))}
     starts = {"start": roles["infer"]["sha256"], "start_generate": roles["generate"]["sha256"]}
     assert made["made_from"] == train.made_from(read, texts, BASES["smollm2-135m"].sha256, {}, "cpu") | starts
-    steps = [m["step"] for m in train.read_metrics(MEASURED / "pair_metrics.jsonl")]
+    steps = [m["step"] for m in train.read_metrics(MEASURED / f"{name}_metrics.jsonl")]
     assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
-    restart = manifest(TRAINING / "adapters" / "joint-165")
-    assert [restart["roles"][r]["sha256"] for r in roles] == [manifest(shipped)["roles"][r]["sha256"] for r in roles]
+
+
+def test_the_next_run_can_start_from_what_is_shipped() -> None:
+    roles = manifest(SHIPPED)["roles"]
+    assert manifest(TRAINING / "adapters" / "joint-225")["roles"] == roles
 
 
 def test_some_rows_come_out_as_they_stand_there(
