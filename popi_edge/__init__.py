@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from popi_edge.edge import Answer, Popi, PreferenceSummary, Preview
+    from popi_edge.approval import PreferenceSummary
+    from popi_edge.edge import Answer, Popi, Preview
     from popi_edge.errors import PopiError
     from popi_edge.signals import (
         Comparison,
@@ -35,7 +36,7 @@ __all__ = [
     "Signal",
     "Statement",
 ]
-_HOME = {"Answer": "edge", "Popi": "edge", "PreferenceSummary": "edge", "Preview": "edge", "PopiError": "errors"}
+_HOME = {"Answer": "edge", "Popi": "edge", "PreferenceSummary": "approval", "Preview": "edge", "PopiError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

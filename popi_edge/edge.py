@@ -10,40 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popi_edge import prompts
+from popi_edge.approval import Approval, PreferenceSummary
 from popi_edge.config import Settings, load, make_home
-from popi_edge.errors import ConfigError, GuardBlocked, NotApproved
+from popi_edge.errors import ConfigError, NotApproved
 from popi_edge.signals import Signal
 
 if TYPE_CHECKING:
     from popi_edge.egress import EgressLog
     from popi_edge.engines.base import Engine
     from popi_edge.generators import Generator, Request
-    from popi_edge.guard import Verdict
     from popi_edge.models.bundle import Bundle
-    from popi_edge.store import Added, Store, SummaryRow
+    from popi_edge.store import Added, Store
     from popi_edge.vocabulary import ClosedVocabulary, Lexicon
-
-
-@dataclass(frozen=True)
-class PreferenceSummary:
-    """One version of a person's summary. ``tokens`` are the base's; ``status`` as in the store; ``reason`` in words."""
-
-    text: str
-    tokens: int
-    status: str
-    signal_ids: tuple[str, ...]
-    model: str
-    version: int
-    reason: str
-    user: str
-    at: str
-    id: str
-
-    @classmethod
-    def of(cls, row: SummaryRow) -> PreferenceSummary:
-        """From the store's row."""
-        names = cls.__dataclass_fields__
-        return cls(**{k: v for k, v in vars(row).items() if k in names})
 
 
 @dataclass(frozen=True)
@@ -65,7 +43,7 @@ class Answer:
     summary: PreferenceSummary | None
 
 
-class Popi:
+class Popi(Approval):
     """One person's (or household's) signals and summaries on this device. Use as a context manager."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
@@ -126,7 +104,7 @@ class Popi:
         """The closed vocabulary's words, the person's own among them."""
         from popi_edge.vocabulary import Lexicon
 
-        return Lexicon.load(self._own_words())
+        return Lexicon.load(self.own_words())
 
     @property
     def egress(self) -> EgressLog:
@@ -134,13 +112,6 @@ class Popi:
         from popi_edge.egress import EgressLog
 
         return EgressLog(self.store)
-
-    def _own_words(self) -> list[str]:
-        path = self.settings.home / "lexicon.txt"
-        try:
-            return [w for w in path.read_text("utf-8").splitlines() if w.strip()] if path.is_file() else []
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: cannot be read: {e}") from None
 
     def _constraint(self) -> ClosedVocabulary | None:
         if not self.settings.closed_vocabulary:
@@ -183,62 +154,6 @@ class Popi:
         )
         return PreferenceSummary.of(row)
 
-    def summary(self, user: str = "me") -> PreferenceSummary | None:
-        """The newest version, whatever its status."""
-        row = self.store.latest_summary(user)
-        return PreferenceSummary.of(row) if row else None
-
-    def history(self, user: str = "me") -> list[PreferenceSummary]:
-        """Every version, oldest first."""
-        return [PreferenceSummary.of(row) for row in self.store.summaries(user)]
-
-    def approve(self, user: str = "me", version: int | None = None) -> PreferenceSummary:
-        """Approve a draft, the newest unless another is named: from then on it may leave the device.
-
-        Raises NotApproved, StoreError; GuardBlocked when the guard finds something in it.
-        """
-        rows = [r for r in self.store.summaries(user) if version in (None, r.version)]
-        if rows and rows[-1].text:
-            self._insist(self.check(rows[-1].text, user))
-        return PreferenceSummary.of(self.store.approve(user, version))
-
-    def edit(self, text: str, user: str = "me", *, allow: tuple[str, ...] = ()) -> PreferenceSummary:
-        """Keep the person's own wording as a new version that may leave; ``allow`` adds words to their lexicon.
-
-        Raises GuardBlocked, listing every finding; nothing is changed then.
-        """
-        text = " ".join(text.split())
-        self._insist(self.check(text, user, extra=allow))
-        if allow:
-            from popi_edge.models.bases import write_atomic
-
-            words = dict.fromkeys([*self._own_words(), *allow])
-            write_atomic(self.settings.home / "lexicon.txt", "".join(w + "\n" for w in words).encode())
-            self._mask = None
-        last = self.store.latest_summary(user)
-        tokens = self.engine.count(text)
-        made_from = last.signal_ids if last and last.status != "stale" else ()
-        row = self.store.add_summary(
-            user=user, text=text, tokens=tokens, status="edited", reason="written by the person",
-            model="person", contract=prompts.CONTRACT, signal_ids=made_from,
-        )  # fmt: skip
-        return PreferenceSummary.of(row)
-
-    def check(self, text: str, user: str = "me", *, extra: tuple[str, ...] = ()) -> Verdict:
-        """The guard's verdict on a text, against all of the user's signals."""
-        from popi_edge.guard import verdict
-        from popi_edge.vocabulary import Lexicon
-
-        lexicon = Lexicon.load([*self._own_words(), *extra])
-        texts = ((s.signal.id, t) for s in self.store.each(user) for t in s.signal.texts())
-        return verdict(text, texts, lexicon)
-
-    @staticmethod
-    def _insist(found: Verdict) -> None:
-        if not found.ok:
-            why = "; ".join(f.message for f in found.findings[:3])
-            raise GuardBlocked(f"the guard blocked the summary: {why}", found.findings)
-
     # asking -------------------------------------------------------------------------------------------------
     def generator(self, name: str) -> Generator:
         """The generator of that name. Raises ConfigError listing the names there are."""
@@ -258,9 +173,7 @@ class Popi:
                 f"no summary of {user!r} is approved, and only an approved one may leave; see it with "
                 "'popi summary show' (or make one: 'popi summary refresh'), then run: popi summary approve"
             )
-        if row is None:
-            drafts = [r for r in self.store.summaries(user) if r.status == "draft"]
-            row = drafts[-1] if drafts else None
+        row = row or self.store.draft_summary(user)
         return PreferenceSummary.of(row) if row else None
 
     def preview(
@@ -280,8 +193,8 @@ class Popi:
         from popi_edge.seal import seal
 
         summary = self._usable(user, target.remote) if personal else None
-        text = summary.text if summary else None
-        found = self.check(text, user) if text else verdict("", (), self.lexicon)
+        text = summary.text if summary else ""
+        found = self.check(text, user, overruled=summary.overruled) if summary else verdict("", (), self.lexicon)
         sealed = seal(text, [("user", prompt)], system=prompts.generate_system(text), verdict=found)
         request = target.prepare(sealed, stream=stream)
         return Preview(target.name, target.remote, request, summary)

@@ -63,6 +63,36 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         );
         """,
     ),
+    (
+        4,
+        "revoked and overruled",
+        """
+        ALTER TABLE summaries RENAME TO summaries_before;
+        CREATE TABLE summaries (
+            id TEXT PRIMARY KEY,
+            user TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            tokens INTEGER NOT NULL,
+            status TEXT NOT NULL
+                CHECK (status IN ('draft', 'approved', 'edited', 'revoked', 'insufficient', 'stale')),
+            reason TEXT NOT NULL DEFAULT '',
+            model TEXT NOT NULL,
+            contract INTEGER NOT NULL,
+            signal_ids TEXT NOT NULL,
+            at TEXT NOT NULL,
+            approved_at TEXT,
+            revoked_at TEXT,
+            overruled TEXT NOT NULL DEFAULT '[]',
+            UNIQUE (user, version)
+        );
+        INSERT INTO summaries
+            (id, user, version, text, tokens, status, reason, model, contract, signal_ids, at, approved_at)
+            SELECT id, user, version, text, tokens, status, reason, model, contract, signal_ids, at, approved_at
+            FROM summaries_before;
+        DROP TABLE summaries_before;
+        """,
+    ),
 )
 LATEST = MIGRATIONS[-1][0]
 

@@ -22,10 +22,10 @@ from typing import Any
 import sqlite_utils
 
 from popi_edge.database import claim, explain, prepare
-from popi_edge.errors import NotApproved, SignalError, StoreError
-from popi_edge.signals import KINDS, Signal, from_json, new_id, now
+from popi_edge.errors import SignalError, StoreError
+from popi_edge.signals import KINDS, Signal, from_json
+from popi_edge.versions import Versions
 
-STATUSES = ("draft", "approved", "edited", "insufficient", "stale")
 ERASED = "a signal that it was made from was deleted"
 TIMEOUT = 5.0
 """Seconds to wait for another program's lock."""
@@ -58,25 +58,7 @@ class Deleted:
     scrubbed: bool = True
 
 
-@dataclass(frozen=True)
-class SummaryRow:
-    """One version of a user's summary; ``text`` is empty once ``status`` is stale."""
-
-    id: str
-    user: str
-    version: int
-    text: str
-    tokens: int
-    status: str
-    reason: str
-    model: str
-    contract: int
-    signal_ids: tuple[str, ...]
-    at: str
-    approved_at: str | None
-
-
-class Store:
+class Store(Versions):
     """One open database. Use it as a context manager, or ``close`` it. Raises StoreError, SignalError."""
 
     def __init__(self, conn: sqlite3.Connection, path: Path) -> None:
@@ -270,7 +252,7 @@ class Store:
 
     def _erase(self, user: str, ids: set[str]) -> int:
         erased = 0
-        sql = "UPDATE summaries SET text = '', tokens = 0, status = 'stale', reason = ? WHERE id = ?"
+        sql = "UPDATE summaries SET text = '', tokens = 0, overruled = '[]', status = 'stale', reason = ? WHERE id = ?"
         for row in self._rows("summaries", "user = ? AND status != 'stale'", [user]):
             if not ids.isdisjoint(json.loads(row["signal_ids"])):
                 erased += 1
@@ -296,89 +278,3 @@ class Store:
             except sqlite3.Error:  # locked, no room for the copy, or inside the caller's own transaction
                 return False
             return True
-
-    # summaries ----------------------------------------------------------------------------------------------
-    def add_summary(
-        self,
-        *,
-        user: str = "me",
-        text: str,
-        tokens: int,
-        status: str,
-        reason: str = "",
-        model: str,
-        contract: int,
-        signal_ids: Iterable[str],
-    ) -> SummaryRow:
-        """Keep a new version of a user's summary, numbered on from the last.
-
-        Raises StoreError for a status that does not exist or fit, and when one of ``signal_ids`` is no longer
-        there: what was made from a signal that was deleted meanwhile is not kept.
-        """
-        if status not in STATUSES or status == "stale":
-            raise StoreError(f"a summary cannot be added with status {status!r:.40}")
-        if status in ("draft", "approved", "edited") and not text.strip():
-            raise StoreError(f"a summary with status {status} needs a text")
-        made_from, at = tuple(signal_ids), now()
-        with self.transaction():
-            for id in made_from:
-                if not self.db["signals"].count_where("id = ? AND user = ?", [id, user]):
-                    raise StoreError(f"signal {id!r:.80} of {user!r:.80} is not there; summarize again")
-            last = self.latest_summary(user)
-            row = SummaryRow(
-                id=new_id(),
-                user=user,
-                version=last.version + 1 if last else 1,
-                text=text,
-                tokens=tokens,
-                status=status,
-                reason=reason,
-                model=model,
-                contract=contract,
-                signal_ids=made_from,
-                at=at,
-                approved_at=at if status in ("approved", "edited") else None,
-            )
-            values = {**vars(row), "signal_ids": json.dumps(made_from)}
-            names, places = ", ".join(values), ", ".join("?" * len(values))
-            self.db.execute(f"INSERT INTO summaries ({names}) VALUES ({places})", list(values.values()))
-        return row
-
-    def _summaries(self, where: str, args: Sequence[Any], **options: Any) -> list[SummaryRow]:
-        rows = self._rows("summaries", where, args, **options)
-        try:
-            return [SummaryRow(**{**row, "signal_ids": tuple(json.loads(row["signal_ids"]))}) for row in rows]
-        except (ValueError, TypeError) as e:
-            raise StoreError(f"{self.path}: a summary is damaged ({e})") from None
-
-    def summaries(self, user: str = "me") -> list[SummaryRow]:
-        """Every version of a user's summary, the first one first."""
-        return self._summaries("user = ?", [user], order_by="version")
-
-    def latest_summary(self, user: str = "me") -> SummaryRow | None:
-        """The newest version, whatever its status."""
-        return next(iter(self._summaries("user = ?", [user], order_by="version desc", limit=1)), None)
-
-    def approved_summary(self, user: str = "me") -> SummaryRow | None:
-        """The newest version that the person approved or edited: the one that may leave the device."""
-        where = "user = ? AND status IN ('approved', 'edited')"
-        return next(iter(self._summaries(where, [user], order_by="version desc", limit=1)), None)
-
-    def approve(self, user: str = "me", version: int | None = None) -> SummaryRow:
-        """Approve a draft, the newest version unless another is named.
-
-        Raises StoreError when there is no such version, NotApproved when it is not a draft.
-        """
-        with self.transaction():
-            rows = self.summaries(user)
-            if not rows:
-                raise StoreError(f"{user!r:.80} has no summary yet")
-            row = rows[-1] if version is None else next((r for r in rows if r.version == version), None)
-            if row is None:
-                raise StoreError(f"{user!r:.80} has no summary version {version}")
-            if row.status != "draft":
-                why = "only a draft can be approved"
-                raise NotApproved(f"summary version {row.version} is {row.status}; {why}")
-            sql = "UPDATE summaries SET status = 'approved', approved_at = ? WHERE id = ?"
-            self.db.execute(sql, [now(), row.id])
-            return self._summaries("id = ?", [row.id])[0]

@@ -97,6 +97,24 @@ def op_approve(store: Store, rng: random.Random, folder: Path, tell: Tell) -> di
     return {"approved": store.approve(user, drafts[-1].version).id} if drafts else {}
 
 
+def op_revoke(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
+    user = rng.choice(USERS)
+    tell({})
+    leaving = [r.version for r in store.summaries(user) if r.status in ("approved", "edited")]
+    return {"revoked": [r.id for r in store.revoke(user, rng.choice([None, *leaving]))]} if leaving else {}
+
+
+def op_rollback(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
+    user = rng.choice(USERS)
+    older = [r for r in store.summaries(user)[:-1] if r.text]
+    if not older:
+        return {}
+    row = rng.choice(older)
+    tell({"summary": row.text, "user": user})
+    made = facade(store, folder).rollback(row.version, user)
+    return {"summary": made.text, "user": user, "version": made.version}
+
+
 def op_ask(store: Store, rng: random.Random, folder: Path, tell: Tell) -> dict[str, Any]:
     prompt = f"{rng.random()} " + "b" * rng.choice((20, 400))
     me = facade(store, folder)
@@ -123,6 +141,8 @@ OPS = {
     "delete": op_delete,
     "refresh": op_refresh,
     "approve": op_approve,
+    "revoke": op_revoke,
+    "rollback": op_rollback,
     "ask": op_ask,
 }
 """The table to add operations to."""
@@ -292,8 +312,11 @@ def _check_summaries(store: Store, lines: list[dict[str, Any]], here: set[str], 
                     found.lost.append(f"summary {user} {ack['version']}")
     for line in lines:
         id = line.get("ack", {}).get("approved")
-        if id is not None and (id not in by_id or by_id[id].status not in ("approved", "stale")):
+        if id is not None and (id not in by_id or by_id[id].status not in ("approved", "revoked", "stale")):
             found.lost.append(f"approval of {id}")
+    for id in (id for line in lines for id in line.get("ack", {}).get("revoked", [])):  # none is approved again
+        if id not in by_id or by_id[id].status not in ("revoked", "stale"):
+            found.lost.append(f"revocation of {id}")
 
 
 def campaign(folder: Path, kills: int, seed: int = 0) -> Findings:

@@ -63,6 +63,7 @@ def test_the_check_sees_summaries_that_were_lost_changed_or_kept_after_their_sig
     assert verdict(folder, ack).torn == [f"summary {row.id}"]
     assert verdict(folder, intent, {"ack": {**ack["ack"], "version": 2}}).lost == ["summary me 2"]
     assert verdict(folder, intent, {"ack": {"approved": row.id}}).lost == [f"approval of {row.id}"]
+    assert verdict(folder, intent, {"ack": {"revoked": [row.id]}}).lost == [f"revocation of {row.id}"]
     with Store.open(folder / "popi.db") as store:
         store.conn.execute("DELETE FROM signals")
     assert verdict(folder, intent, ack).torn == [f"summary {row.id}"]

@@ -76,6 +76,19 @@ def test_scores_are_the_log_probabilities_of_every_token(engine: Any) -> None:
     assert math.isclose(sum(score.tokens), score.total, abs_tol=1e-9)
 
 
+def test_under_a_constraint_the_score_is_what_is_sampled_from(engine: Any) -> None:
+    completion = [20, 31, 32, 23]
+    [score] = engine.score(PROMPT, [completion], constraint=Only())
+    for i, token in enumerate(completion):
+        logits = engine._feed(engine.lane(None), [*PROMPT, *completion[:i]], 1)[0].astype(np.float64)
+        other = {20 + i: 30 + i, 30 + i: 20 + i}[token]
+        assert math.isclose(score.tokens[i], -math.log1p(math.exp(logits[other] - logits[token])), abs_tol=2e-3)
+    [broken] = engine.score(PROMPT, [[20, 31, 20, 23]], constraint=Only())
+    assert broken.tokens[:2] == pytest.approx(score.tokens[:2], abs=2e-3)
+    assert broken.tokens[2:] == (-math.inf, -math.inf) and broken.total == -math.inf
+    assert engine.score(PROMPT, [completion], constraint=Only(), max_tokens=3)[0].tokens[3] == -math.inf
+
+
 def test_scores_do_not_depend_on_what_was_cached(engine: Any) -> None:
     a, b = [33, 44, 2], [33, 90, 91, 2]
     together = engine.score(PROMPT, [a, b])

@@ -10,6 +10,7 @@ from popi_edge import prompts
 from popi_edge.engines.base import Engine
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.engines.onnx import OnnxEngine
+from popi_edge.explain import explain
 from popi_edge.summarize import infer
 from popi_edge.vocabulary import ClosedVocabulary, Lexicon
 from popi_training import micro
@@ -41,6 +42,23 @@ def test_new_people_get_the_summary_that_names_what_they_like(trained: Path) -> 
     assert summaries(other, PEOPLE[:20]) == said[:20]
     engine.close()
     other.close()
+
+
+def test_leaving_a_signal_out_shows_which_word_it_stands_for(trained: Path) -> None:
+    engine = OnnxEngine(trained, adapters={})
+    t = engine.tokenizer
+    mask = ClosedVocabulary(Lexicon.load(), t.token_bytes, t.eos_ids, max_tokens=48)
+    right = doubled = 0
+    two = [p for p in PEOPLE if len(p.words) == 2][:15]
+    for p in two:  # each word is said by one signal, and the summary says both: without either it is unlikely
+        [sentence] = explain(engine, p.signals, p.summary, constraint=mask).sentences
+        right += all(s.nats > 2 for s in sentence.support) and len(sentence.support) == 2
+    one = [p for p in PEOPLE if len(p.words) == 1][:15]
+    for p in one:  # two signals say the same word: either may go, both may not
+        [sentence] = explain(engine, p.signals, p.summary, constraint=mask).sentences
+        doubled += sentence.total > 2 and sum(s.nats for s in sentence.support) < sentence.total
+    assert right >= 0.8 * len(two) and doubled >= 0.7 * len(one), (right, doubled)
+    engine.close()
 
 
 def test_training_again_gives_the_same_numbers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "import": "popi_edge.cli.record:import_",
     "signals": "popi_edge.cli.signals:signals",
     "summary": "popi_edge.cli.summary:summary",
+    "lexicon": "popi_edge.cli.lexicon:lexicon",
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
     "egress": "popi_edge.cli.egress:egress",

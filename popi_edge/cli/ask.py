@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from popi_edge.cli.common import App, common, user_option
 from popi_edge.cli.summary import as_json, open_popi
 
+if TYPE_CHECKING:
+    from popi_edge.edge import Preview
+
 
 def printable(text: str) -> str:
     """Foreign text without what a terminal would obey."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def _previewed(shown: Preview) -> tuple[dict[str, Any], str]:
+    """What would be sent, for programs and for people; a key in a header is masked as in the egress log."""
+    from popi_edge.egress import mask_headers
+
+    request = shown.request
+    body, headers = request.body.decode("utf-8"), mask_headers(request.headers)
+    data = {
+        "generator": shown.generator,
+        "destination": request.destination,
+        "remote": shown.remote,
+        "headers": headers,
+        "body": body,
+        "summary": as_json(shown.summary) if shown.summary else None,
+    }
+    head = [f"to {request.destination}, {len(request.body)} bytes:", *(f"{k}: {v}" for k, v in headers.items())]
+    return data, "\n".join([*head, *([""] if headers else []), body])
 
 
 @click.command()
@@ -25,17 +47,9 @@ def printable(text: str) -> str:
 def ask(app: App, prompt: str, generator: str, preview: bool, plain: bool, user: str) -> None:
     """Ask a generator. Only your prompt and the summary go out, and what went out is kept in the egress log."""
     with open_popi(app) as me:
-        if preview:
-            shown = me.preview(prompt, generator=generator, user=user, personal=not plain)
-            body = shown.request.body.decode("utf-8")
-            data = {
-                "generator": shown.generator,
-                "destination": shown.request.destination,
-                "remote": shown.remote,
-                "body": body,
-                "summary": as_json(shown.summary) if shown.summary else None,
-            }
-            app.emit(data, f"to {shown.request.destination}, {len(shown.request.body)} bytes:\n{body}")
+        if preview:  # of this very command: without --json the reply is asked for in pieces, and the bytes say so
+            shown = me.preview(prompt, generator=generator, user=user, personal=not plain, stream=not app.json)
+            app.emit(*_previewed(shown))
             return
         if app.json:
             answer = me.ask(prompt, generator=generator, user=user, personal=not plain)

@@ -1,4 +1,4 @@
-"""``popi summary``: see, refresh, edit, approve the summary, and its history."""
+"""``popi summary``: see, refresh, edit, approve or revoke the summary; its history, and what it rests on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from popi_edge.cli.common import App, common, user_option
-from popi_edge.edge import Popi, PreferenceSummary
-from popi_edge.errors import StoreError
+from popi_edge.approval import Difference, PreferenceSummary
+from popi_edge.cli.common import App, common, progress, user_option
+from popi_edge.edge import Popi
+from popi_edge.errors import GuardBlocked, StoreError
 
 
 @click.group()
@@ -23,7 +24,10 @@ def as_json(s: PreferenceSummary) -> dict[str, Any]:
 
 def as_text(s: PreferenceSummary) -> str:
     head = f"version {s.version} · {s.status} · {s.tokens} tokens · from {len(s.signal_ids)} signals · {s.model}"
-    return f"{s.text or '(nothing)'}\n{head}" + (f"\n{s.reason}" if s.reason else "")
+    lines = [s.text or "(nothing)", head, *([s.reason] if s.reason else [])]
+    for o in s.overruled:
+        lines.append(f"overruled: {o.text!r} ({o.rule}" + (f", of signal {o.signal_id})" if o.signal_id else ")"))
+    return "\n".join(lines)
 
 
 def open_popi(app: App) -> Popi:
@@ -55,12 +59,21 @@ def refresh(app: App, user: str) -> None:
 @summary.command()
 @click.argument("text")
 @click.option("--allow", multiple=True, metavar="WORD", help="Add a word to your own lexicon, so that it may be said.")
+@click.option("--overrule", multiple=True, metavar="WORD", help="Let a word stand that the guard blocks, here alone.")
 @user_option
 @common
-def edit(app: App, text: str, allow: tuple[str, ...], user: str) -> None:
-    """Put it in your own words; what you write counts as approved."""
+def edit(app: App, text: str, allow: tuple[str, ...], overrule: tuple[str, ...], user: str) -> None:
+    """Put it in your own words; what you write counts as approved. The guard reads it too.
+
+    What it blocks you may overrule word by word: a finding stands down when each of its words is named, and that is
+    recorded with the version.
+    """
     with open_popi(app) as me:
-        made = me.edit(text, user, allow=allow)
+        try:
+            made = me.edit(text, user, allow=allow, overrule=overrule)
+        except GuardBlocked as e:
+            hint = "name each word with --overrule to say it all the same, in this version"
+            raise GuardBlocked(f"{e} ({hint})", e.findings) from None
     app.emit(as_json(made), lambda: as_text(made))
 
 
@@ -69,7 +82,7 @@ def edit(app: App, text: str, allow: tuple[str, ...], user: str) -> None:
 @user_option
 @common
 def approve(app: App, version: int | None, user: str) -> None:
-    """Allow a draft to be sent to generators outside this device."""
+    """Allow a draft, or one that you revoked, to be sent to generators outside this device."""
     with open_popi(app) as me:
         made = me.approve(user, version)
     app.emit(as_json(made), lambda: as_text(made))
@@ -83,3 +96,83 @@ def history(app: App, user: str) -> None:
     with open_popi(app) as me:
         rows = me.history(user)
     app.emit([as_json(r) for r in rows], lambda: "\n\n".join(as_text(r) for r in rows))
+
+
+@summary.command()
+@click.option("--version", type=int, help="Only this version; otherwise every one that is approved or edited.")
+@user_option
+@common
+def revoke(app: App, version: int | None, user: str) -> None:
+    """Take approval back: nothing of it leaves any more. What was sent already is out."""
+    with open_popi(app) as me:
+        gone = me.revoke(user, version)
+        left = next((s for s in reversed(me.history(user)) if s.status in ("approved", "edited")), None)
+    lines = [f"revoked version {', '.join(str(s.version) for s in gone)}"]
+    lines.append(f"version {left.version} is still approved, and is what would be sent: {left.text}" if left else
+                 "nothing is approved: no summary leaves until you approve one")  # fmt: skip
+    app.emit({"revoked": [as_json(s) for s in gone], "leaving": as_json(left) if left else None}, "\n".join(lines))
+
+
+@summary.command()
+@click.argument("version", type=int)
+@user_option
+@common
+def rollback(app: App, version: int, user: str) -> None:
+    """Make an older VERSION the newest again, as a new version; the guard reads it anew."""
+    with open_popi(app) as me:
+        made = me.rollback(version, user)
+    app.emit(as_json(made), lambda: as_text(made))
+
+
+@summary.command()
+@click.argument("old", type=int, required=False)
+@click.argument("new", type=int, required=False)
+@user_option
+@common
+def diff(app: App, old: int | None, new: int | None, user: str) -> None:
+    """What changed from version OLD (the one before) to NEW (the newest): [-out-] {+in+}."""
+    with open_popi(app) as me:
+        found = me.diff(old, new, user)
+    app.emit(_diff_json(found), lambda: _diff_text(found))
+
+
+def _diff_json(d: Difference) -> dict[str, Any]:
+    before, after = set(d.old.signal_ids), set(d.new.signal_ids)
+    return {
+        "old": as_json(d.old),
+        "new": as_json(d.new),
+        "changes": [asdict(c) for c in d.changes],
+        "signals_added": [i for i in d.new.signal_ids if i not in before],
+        "signals_gone": [i for i in d.old.signal_ids if i not in after],
+    }
+
+
+def _diff_text(d: Difference) -> str:
+    from popi_edge.diff import marked
+
+    data = _diff_json(d)
+    same = d.old.text == d.new.text
+    return (
+        f"version {d.old.version} ({d.old.status}) → {d.new.version} ({d.new.status})"
+        f" · signals: {len(data['signals_added'])} more, {len(data['signals_gone'])} fewer\n"
+        + (f"no difference: {d.new.text or '(nothing)'}" if same else marked(d.changes))
+    )
+
+
+@summary.command()
+@click.option("--calls", type=click.IntRange(min=4), default=24, show_default=True,
+              help="Run the model over the prompt so often at most; more signals than that are grouped.")  # fmt: skip
+@user_option
+@common
+def explain(app: App, calls: int, user: str) -> None:
+    """Which signals each sentence rests on: signals are left out, and the sentence is scored again.
+
+    The figures are nats: how much less likely the model finds the sentence without the signal.
+    """
+    from popi_edge.cli.explain import as_text as explained
+
+    with open_popi(app) as me, progress(calls, "scoring") as bar:
+        row, found = me.explain(user, calls=calls, each=lambda: bar.update(1))
+        texts = {i: me.store.get(i).signal for i in row.signal_ids}
+    data = {"version": row.version, "model": row.model, "scored_by": me.bundle.identity, **asdict(found)}
+    app.emit(data, lambda: explained(row, found, texts, me.bundle.identity))

@@ -83,9 +83,19 @@ class Engine(Protocol):
         """``stream``, collected."""
 
     def score(
-        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+        self,
+        prompt: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        *,
+        constraint: Constraint | None = None,
+        max_tokens: int | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
-        """log p(completion | prompt) of each completion, all of its tokens."""
+        """log p(completion | prompt) of each completion, all of its tokens.
+
+        Under a ``constraint`` it is what ``stream`` samples from at temperature 1 (masked, renormalised; ``max_tokens``
+        as there, by default each completion's own length): −inf from the first token on that may not follow.
+        """
 
     def save_prefix(self, path: Path, *, adapter: str | None = None) -> None:
         """Write the lane's cached prefix (its tokens and keys/values) atomically."""
@@ -116,13 +126,27 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def log_softmax_at(logits: Floats, targets: Sequence[int]) -> list[float]:
-    """log softmax(logits)[i, targets[i]] in float64; logits [n, V], targets [n] → n floats (nats)."""
-    out = []
-    for row, t in zip(logits, targets, strict=True):
+def log_softmax_at(
+    logits: Floats, targets: Sequence[int], constraint: Constraint | None = None, max_tokens: int = 0
+) -> list[float]:
+    """log softmax(logits)[i, targets[i]] in float64; logits [n, V], targets [n] → n floats (nats).
+
+    Under a constraint the softmax is over what it allows, of at most ``max_tokens`` tokens in all; −inf from the first
+    target on that it does not allow.
+    """
+    out: list[float] = []
+    state = constraint.start() if constraint is not None else None
+    for i, (row, t) in enumerate(zip(logits, targets, strict=True)):
         x = row.astype(np.float64)
-        top = x.max()
-        out.append(float(x[t] - top - math.log(np.exp(x - top).sum())))
+        kept = x
+        if constraint is not None:
+            if i >= max_tokens or t not in (ids := constraint.allowed(state, max_tokens - i)):
+                return out + [-math.inf] * (len(targets) - i)
+            kept = x[ids]
+            if i + 1 < len(targets):  # an end token leads nowhere
+                state = constraint.advance(state, t)
+        top = kept.max()
+        out.append(float(x[t] - top - math.log(np.exp(kept - top).sum())))
     return out
 
 
@@ -246,7 +270,13 @@ class BaseEngine:
         return Completion(text=self.tokenizer.decode(ids), ids=tuple(ids), finished=len(ids) < room)
 
     def score(
-        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+        self,
+        prompt: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        *,
+        constraint: Constraint | None = None,
+        max_tokens: int | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         lane = self.lane(adapter)
         out = []
@@ -255,7 +285,7 @@ class BaseEngine:
                 raise EngineError("an empty completion has no score")
             ids = [*prompt, *completion[:-1]]
             logits = self._feed(lane, ids, len(completion))
-            tokens = tuple(log_softmax_at(logits, completion))
+            tokens = tuple(log_softmax_at(logits, completion, constraint, max_tokens or len(completion)))
             out.append(Score(total=math.fsum(tokens), tokens=tokens))
         return out
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from popi_edge.guard.overrule import Overruled
     from popi_edge.vocabulary import Lexicon
 
 SignalText = tuple[str, str]
@@ -24,7 +25,10 @@ SignalText = tuple[str, str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to block: characters ``start`` to ``end`` of the text, and the signal they come from, if any."""
+    """One reason to block: characters ``start`` to ``end`` of the text, and the signal they come from, if any.
+
+    ``failed``: the rule could not decide, so nobody may overrule it.
+    """
 
     rule: str
     start: int
@@ -32,6 +36,7 @@ class Finding:
     excerpt: str
     signal_id: str | None
     message: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -66,7 +71,7 @@ def check(
     from popi_edge.guard.patterns import emails, numbers
 
     if not isinstance(text, str):
-        return (Finding("text", 0, 0, "", None, "what the guard was given is not text"),)
+        return (Finding("text", 0, 0, "", None, "what the guard was given is not text", failed=True),)
     if not text:
         return ()
     rules: Sequence[tuple[str, Callable[[], list[Finding]]]] = (
@@ -81,13 +86,27 @@ def check(
             found += rule()
         except Exception as e:  # a rule that cannot decide must not let anything through
             why = f"the guard's rule {name!r} failed ({type(e).__name__}), so nothing may leave"
-            found.append(Finding(name, 0, len(text), text[:60], None, why))
+            found.append(Finding(name, 0, len(text), text[:60], None, why, failed=True))
     return tuple(sorted(found, key=lambda f: (f.start, f.end, f.rule)))
 
 
-def verdict(text: str, signal_texts: Iterable[SignalText], lexicon: Lexicon, *, form: bool = False) -> Verdict:
-    """``check``, as a verdict that ``popi_edge.seal`` accepts for this very text. Never raises."""
+def verdict(
+    text: str,
+    signal_texts: Iterable[SignalText],
+    lexicon: Lexicon,
+    *,
+    form: bool = False,
+    overruled: Sequence[Overruled] = (),
+) -> Verdict:
+    """``check``, as a verdict that ``popi_edge.seal`` accepts for this very text. Never raises.
+
+    Findings that the person has ``overruled`` in this text are left out.
+    """
+    from popi_edge.guard.overrule import standing
+
     findings = check(text, signal_texts, lexicon, form=form)
+    if overruled and isinstance(text, str):
+        findings = standing(text, findings, overruled)
     made = Verdict(not findings, findings, text if isinstance(text, str) else "")
     _given[made] = (made.ok, made.text)
     return made

@@ -1,0 +1,242 @@
+"""What the person decides: which words, which version, what the guard is overruled on; and what they see of it.
+
+The half of ``Popi`` that stands between a draft and a generator: nothing leaves that was not approved or written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from popi_edge import prompts
+from popi_edge.config import Settings
+from popi_edge.errors import GuardBlocked, StoreError
+
+if TYPE_CHECKING:
+    from popi_edge.diff import Change
+    from popi_edge.engines.base import Engine
+    from popi_edge.explain import Explanation
+    from popi_edge.guard import Verdict
+    from popi_edge.guard.overrule import Overruled
+    from popi_edge.models.bundle import Bundle
+    from popi_edge.store import Store
+    from popi_edge.versions import SummaryRow
+    from popi_edge.vocabulary import ClosedVocabulary, Lexicon
+
+
+@dataclass(frozen=True)
+class PreferenceSummary:
+    """One version of a person's summary. ``tokens`` are the base's; ``status`` as in the store; ``reason`` in words.
+
+    ``overruled``: what the guard found in it and the person let stand.
+    """
+
+    text: str
+    tokens: int
+    status: str
+    signal_ids: tuple[str, ...]
+    model: str
+    version: int
+    reason: str
+    user: str
+    at: str
+    id: str
+    overruled: tuple[Overruled, ...] = ()
+
+    @classmethod
+    def of(cls, row: SummaryRow) -> PreferenceSummary:
+        """From the store's row."""
+        names = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in vars(row).items() if k in names})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two versions of a summary, and how the text of ``new`` comes from that of ``old``."""
+
+    old: PreferenceSummary
+    new: PreferenceSummary
+    changes: tuple[Change, ...]
+
+
+class Approval:
+    """What ``Popi`` has for words, versions and the guard."""
+
+    settings: Settings
+    store: Store
+    _mask: ClosedVocabulary | None
+
+    if TYPE_CHECKING:
+
+        @property
+        def bundle(self) -> Bundle: ...
+
+        @property
+        def engine(self) -> Engine: ...
+
+        @property
+        def lexicon(self) -> Lexicon: ...
+
+        def _constraint(self) -> ClosedVocabulary | None: ...
+
+    # the person's own words -----------------------------------------------------------------------------------
+    def own_words(self) -> tuple[str, ...]:
+        """The words that the person added to the lexicon. Raises ConfigError naming file and line."""
+        from popi_edge.own_words import read
+
+        return read(self.settings.home)
+
+    def add_words(self, *words: str) -> tuple[str, ...]:
+        """Add words to the person's own; returns those that were not there. Adds none when it raises ConfigError."""
+        from popi_edge import own_words
+
+        with self.store.transaction():  # its lock keeps other programs from writing the file meanwhile
+            new = [w for w in own_words.as_words(words) if w not in self.lexicon.inside]
+            added = own_words.add(self.settings.home, new)
+        self._mask = None
+        return added
+
+    def remove_words(self, *words: str) -> tuple[str, ...]:
+        """Remove words from the person's own: all of them, or none when it raises ConfigError.
+
+        A summary that says one of them can then no longer leave.
+        """
+        from popi_edge import own_words
+
+        with self.store.transaction():
+            gone = own_words.remove(self.settings.home, own_words.as_words(words))
+        self._mask = None
+        return gone
+
+    # versions -------------------------------------------------------------------------------------------------
+    def summary(self, user: str = "me") -> PreferenceSummary | None:
+        """The newest version, whatever its status."""
+        row = self.store.latest_summary(user)
+        return PreferenceSummary.of(row) if row else None
+
+    def history(self, user: str = "me") -> list[PreferenceSummary]:
+        """Every version, oldest first."""
+        return [PreferenceSummary.of(row) for row in self.store.summaries(user)]
+
+    def approve(self, user: str = "me", version: int | None = None) -> PreferenceSummary:
+        """Approve a draft or a revoked version, the newest unless another is named: from then on it may leave.
+
+        Raises NotApproved, StoreError; GuardBlocked when the guard finds something in it.
+        """
+        row = self.store.summary_version(user, version)
+        self._insist(self.check(row.text, user, overruled=row.overruled))
+        return PreferenceSummary.of(self.store.approve(user, row.version))
+
+    def revoke(self, user: str = "me", version: int | None = None) -> list[PreferenceSummary]:
+        """Take approval back, of one version or else of all that have it; nothing approved, nothing leaves.
+
+        Raises NotApproved when nothing is approved, StoreError. What was sent before cannot be called back.
+        """
+        return [PreferenceSummary.of(row) for row in self.store.revoke(user, version)]
+
+    def rollback(self, version: int, user: str = "me") -> PreferenceSummary:
+        """Make an older version the newest, as a new version: approved or edited if it is that still, else a draft.
+
+        Raises GuardBlocked when the guard now finds something in it; StoreError when it is not there, has no text
+        (stale or insufficient), or is the newest already.
+        """
+        with self.store.transaction():  # so that no deletion comes between reading and writing
+            row, last = self.store.summary_version(user, version), self.store.summary_version(user)
+            if not row.text:
+                raise StoreError(f"summary version {version} is {row.status}: it has no text to go back to")
+            if row.version == last.version:
+                raise StoreError(f"summary version {version} is the newest already")
+            self._insist(self.check(row.text, user, overruled=row.overruled))
+            made = self.store.add_summary(
+                user=user, text=row.text, tokens=row.tokens, reason=f"version {version} again", model=row.model,
+                status=row.status if row.status in ("approved", "edited") else "draft", contract=row.contract,
+                signal_ids=row.signal_ids, overruled=row.overruled,
+            )  # fmt: skip
+        return PreferenceSummary.of(made)
+
+    def edit(
+        self, text: str, user: str = "me", *, allow: tuple[str, ...] = (), overrule: tuple[str, ...] = ()
+    ) -> PreferenceSummary:
+        """Keep the person's own wording as a new version that may leave; ``allow`` adds words to their lexicon.
+
+        ``overrule`` names words for this version alone: a finding all of whose words are named is let stand, and
+        recorded with it. Raises GuardBlocked listing every other finding, ConfigError for a name that is in none;
+        nothing is changed then.
+        """
+        from popi_edge import own_words, vocabulary
+        from popi_edge.guard.overrule import overrule as let_stand
+
+        text = " ".join(text.split())
+        found = self.check(text, user, extra=allow).findings
+        overruled = let_stand(text, found, overrule)
+        self._insist(self.check(text, user, extra=allow, overruled=overruled))
+        tokens = self.engine.count(text)
+        with self.store.transaction():
+            last = self.store.latest_summary(user)
+            made_from = last.signal_ids if last and last.status != "stale" else ()
+            quoted = (o.signal_id for o in overruled if o.signal_id)  # their words are in it: they go, it goes
+            row = self.store.add_summary(
+                user=user, text=text, tokens=tokens, status="edited", reason="written by the person",
+                model="person", contract=prompts.CONTRACT, signal_ids=dict.fromkeys((*made_from, *quoted)),
+                overruled=overruled,
+            )  # fmt: skip
+            own_words.add(self.settings.home, vocabulary.own_words(allow))
+        self._mask = None
+        return PreferenceSummary.of(row)
+
+    def diff(self, old: int | None = None, new: int | None = None, user: str = "me") -> Difference:
+        """What changed from version ``old`` (the one before ``new``) to ``new`` (the newest).
+
+        Raises StoreError when one is not there, or is stale: its text is erased.
+        """
+        from popi_edge.diff import changes
+
+        after = self.store.summary_version(user, new)
+        if old is None and after.version == 1:
+            raise StoreError("summary version 1 is the first: there is none before it")
+        before = self.store.summary_version(user, after.version - 1 if old is None else old)
+        for row in (before, after):
+            if row.status == "stale":
+                raise StoreError(f"the text of summary version {row.version} is erased: {row.reason}")
+        return Difference(PreferenceSummary.of(before), PreferenceSummary.of(after), changes(before.text, after.text))
+
+    def explain(
+        self, user: str = "me", *, calls: int = 24, each: Callable[[], object] = lambda: None
+    ) -> tuple[PreferenceSummary, Explanation]:
+        """Which signals each sentence of the newest version rests on, by leaving signals out and scoring again.
+
+        The model reads the prompt at most ``calls`` times, and ``each`` is called after every time. Raises StoreError
+        where there is no text, or it was not made from signals. See ``popi_edge.explain`` for what it cannot show.
+        """
+        from popi_edge.explain import explain
+
+        row = self.store.summary_version(user)
+        if not row.text or not row.signal_ids:
+            why = "was not made from signals" if row.text else f"is {row.status}"
+            raise StoreError(f"summary version {row.version} {why}: there is nothing to explain")
+        signals = [s.signal for s in sorted(map(self.store.get, row.signal_ids), key=lambda s: s.seq)]
+        done = explain(
+            self.engine, signals, row.text, constraint=self._constraint(), adapter=self.bundle.adapter("infer"),
+            opening=self.bundle.decoding.opening, calls=calls, each=each,
+        )  # fmt: skip
+        return PreferenceSummary.of(row), done
+
+    def check(
+        self, text: str, user: str = "me", *, extra: tuple[str, ...] = (), overruled: tuple[Overruled, ...] = ()
+    ) -> Verdict:
+        """The guard's verdict on a text, against all of the user's signals, but for what the person ``overruled``."""
+        from popi_edge.guard import verdict
+        from popi_edge.vocabulary import Lexicon
+
+        lexicon = Lexicon.load([*self.own_words(), *extra])
+        texts = ((s.signal.id, t) for s in self.store.each(user) for t in s.signal.texts())
+        return verdict(text, texts, lexicon, overruled=overruled)
+
+    @staticmethod
+    def _insist(found: Verdict) -> None:
+        if not found.ok:
+            why = "; ".join(f.message for f in found.findings[:3])
+            rest = len(found.findings) - 3
+            why += f"; and {rest} more" if rest > 0 else ""
+            raise GuardBlocked(f"the guard blocked the summary: {why}", found.findings)
