@@ -18,6 +18,7 @@ COMMANDS = {
     "summary": "popi_edge.cli.summary:summary",
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
+    "bundle": "popi_edge.cli.bundle:bundle",
     "egress": "popi_edge.cli.egress:egress",
 }
 
