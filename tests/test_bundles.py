@@ -23,6 +23,7 @@ from hypothesis import strategies as some
 
 from bench import _tamper as tamper
 from bench import bundles as bench
+from bench._tamper_zip import WAYS, zipped
 from popi_edge import config
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models import archive, bases, bundle, signing
@@ -102,8 +103,8 @@ def refused(done: tuple[int, str, str], *words: str) -> None:
 def test_tampered_bundles_are_refused_before_anything_is_loaded(
     made: tuple[tamper.Material, str], strict: config.Settings, tmp_path: Path
 ) -> None:
-    rows = bench.run(len(tamper.WAYS) + 5, 7, made[0], tmp_path, strict)
-    assert {r["way"] for r in rows} == set(tamper.WAYS)
+    rows = bench.run(len(WAYS) + 5, 7, made[0], tmp_path, strict)
+    assert {r["way"] for r in rows} == set(WAYS)
     assert [r for r in rows if not r["refused"]] == []
     kept = list((strict.home / "bundles").iterdir())
     want = {p.name: p.read_bytes() for p in made[0].folder.iterdir()}
@@ -129,7 +130,7 @@ def test_nothing_of_a_refused_zip_is_kept(
     shutil.copytree(strict.home, own.home, ignore=shutil.ignore_patterns("bundles"))
     tamper.other_adapter(random.Random(0), made[0], work)
     with pytest.raises(ModelError, match="SHA-256"):
-        bundle.open_bundle(tamper.zipped(work), own)
+        bundle.open_bundle(zipped(work), own)
     assert list((own.home / "bundles").iterdir()) == []
 
 
@@ -275,13 +276,13 @@ def test_sign_and_verify_by_the_command_line(popi: Popi, made: tuple[tamper.Mate
         found = json.loads(out)
         assert code == 0 and found["trusted"] and found["signed_by"] == made[1]
         assert found["bytes"] == sum((work / f"{role}.gguf").stat().st_size for role in ("infer", "generate"))
-    code, out, _ = popi("verify", tamper.zipped(work), "--key", made[1])
+    code, out, _ = popi("verify", zipped(work), "--key", made[1])
     assert code == 0 and f"signed by {made[1]}, as asked for" in out
     code, out, _ = popi("verify", work, "--json")
     assert code == 0 and not json.loads(out)["trusted"]
     foreign = signing.read_public(f"{made[0].folder.parent / 'foreign'}.pub")
     refused(popi("verify", work, "--key", foreign), "not a trusted key")
-    refused(popi("sign", tamper.zipped(work), "--key", ours), "sign the folder")
+    refused(popi("sign", zipped(work), "--key", ours), "sign the folder")
     (work / "infer.gguf").write_bytes(b"x")
     refused(popi("sign", work, "--key", ours), "damaged")
     refused(popi("verify", work / "nowhere"), "there is no bundle")
@@ -304,7 +305,7 @@ def test_only_bundles_of_trusted_keys_open_where_there_are_any(
         bundle.open_bundle(tiny[0], strict)
     (work / "manifest.sig").unlink()
     assert bundle.open_bundle(work, plain)
-    for path in (work, tamper.zipped(work)):
+    for path in (work, zipped(work)):
         with pytest.raises(ModelError, match="not signed, and only bundles of a trusted key"):
             bundle.open_bundle(path, strict)
     assert bundle.verified(bundle.shipped()).signer is None  # trusted as part of the package, checked all the same
@@ -356,7 +357,7 @@ def test_a_zip_is_the_same_bundle_and_is_unpacked_once(
         for file in work.iterdir():
             out.write(file, file.name)
     want = bundle.open_bundle(work, strict)
-    for path in (tamper.zipped(work), flat, tamper.zipped(work, deflated=True)):
+    for path in (zipped(work), flat, zipped(work, deflated=True)):
         found = bundle.open_bundle(path, strict)
         assert found.identity == want.identity and found.manifest == want.manifest
         folder = strict.home / "bundles" / bases.file_sha256(path)
@@ -375,7 +376,7 @@ def test_a_zip_with_any_bit_changed_is_refused_or_unpacks_to_the_same(
 ) -> None:
     """Dates and such may change; what comes out may not. Mostly bits of the directory at the end."""
     for deflated in (False, True):
-        data = tamper.zipped(work, deflated=deflated).read_bytes()
+        data = zipped(work, deflated=deflated).read_bytes()
         want = {p.name: p.read_bytes() for p in work.iterdir()}
         r, same = random.Random(5), 0
         tail = data.index(b"PK\x01\x02")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import CHUNK
-from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, Entry, listed, parse
+from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, listed, parse
 from popi_edge.models.signing import MAX_SIGNATURE, SIGNATURE, insist
 
 END = struct.Struct("<4s4H2LH")
@@ -102,19 +102,23 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, path: Pat
         return file.read(limit + 1)
 
 
-def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, entry: Entry, into: Path, path: Path) -> None:
-    digest = hashlib.sha256()
-    with archive.open(info) as file, (into / entry.file).open("xb") as out:
+def _pieces(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with archive.open(info) as file:
         while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-    if digest.hexdigest() != entry.sha256:
-        raise ModelError(f"{path}: the SHA-256 of {entry.file} is not the manifest's; damaged")
+            yield chunk
+
+
+def member_sha256(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    """SHA-256 (hex) of a member, without writing it anywhere."""
+    digest = hashlib.sha256()
+    for piece in _pieces(archive, info):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def unpack(path: Path, into: Path, trusted: Sequence[str] = ()) -> None:
-    """Unpack a zip into an empty folder: its signature and manifest are checked first, and only what they list is
-    written. Raises ModelError naming file and fault; the folder may be left with some files then."""
+    """Unpack a zip into an empty folder: signature, manifest and every file's hash are checked before the first byte is
+    written. Raises ModelError naming file and fault; where the disk is full the folder may be left with some files."""
     try:
         _end(path)
         with zipfile.ZipFile(path) as archive:
@@ -132,7 +136,11 @@ def unpack(path: Path, into: Path, trusted: Sequence[str] = ()) -> None:
                 if name not in members or members[name].file_size != entry.size:
                     raise ModelError(f"{path}: {name} is not there with the manifest's size; damaged")
             for name, entry in entries.items():
-                _copy(archive, members[name], entry, into, path)
+                if member_sha256(archive, members[name]) != entry.sha256:
+                    raise ModelError(f"{path}: the SHA-256 of {name} is not the manifest's; damaged")
+            for name in entries:
+                with (into / name).open("xb") as out:
+                    out.writelines(_pieces(archive, members[name]))
             (into / MANIFEST).write_bytes(data)
             if line is not None:
                 (into / SIGNATURE).write_bytes(line)
