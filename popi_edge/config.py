@@ -14,13 +14,17 @@ from popi_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose."""
+    """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
+
+    ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
+    """
 
     home: Path
     engine: str = "onnx"
     model: str = "popi-smol"
     threads: int | None = None
     closed_vocabulary: bool = True
+    trusted_keys: tuple[str, ...] = ()
 
     @property
     def database(self) -> Path:
@@ -50,11 +54,26 @@ def _convert(name: str, value: Any, where: str) -> Any:
         if str(value).lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"{where}: closed_vocabulary is {value!r}; it must be true or false")
         return str(value).lower() in ("true", "1")
+    if name == "trusted_keys":
+        return _keys(value, where)
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{where}: {name} must be text")
     if name == "engine" and value not in ("onnx", "llama_cpp"):
         raise ConfigError(f"{where}: engine is {value!r}; it must be onnx or llama_cpp")
     return value
+
+
+def _keys(value: Any, where: str) -> tuple[str, ...]:
+    """Public keys: a list in TOML, words with spaces or commas between them in a variable."""
+    from popi_edge.models.signing import is_key
+
+    keys = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(keys, (list, tuple)) or not keys:
+        raise ConfigError(f"{where}: trusted_keys must be a list of public keys; leave it out to require no signature")
+    for key in keys:
+        if not is_key(key):
+            raise ConfigError(f"{where}: trusted_keys: {key!r:.80} is not a public key (ed25519:…)")
+    return tuple(keys)
 
 
 def load(home: str | Path | None = None, **flags: Any) -> Settings:

@@ -1,8 +1,10 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all; reading a small plain one."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,3 +30,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             draft.unlink()
         raise
+
+
+def read_regular(path: Path, limit: int) -> tuple[bytes, int]:
+    """The bytes and mode of a plain file of at most ``limit`` bytes, never of a link, a pipe or a device (which could
+    block). Raises OSError, which says so."""
+    plain = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link")
+    with os.fdopen(os.open(path, plain), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
+    return data, mode

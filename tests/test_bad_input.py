@@ -143,7 +143,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(run: Run, tmp_pat
     source = Path(__file__).parent.parent / "popi_edge" / "models" / "popi-smol" / "manifest.json"
     manifest = json.loads(source.read_text())
     (bundle / "infer.gguf").write_bytes(b"GGUF-not-really")
-    manifest["roles"]["infer"] = {"file": "infer.gguf", "size": 15, "sha256": "0" * 64}
+    manifest["roles"] = {"infer": {"file": "infer.gguf", "size": 15, "sha256": "0" * 64}, "generate": None}
     data = tmp_path / "rows.json"
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "ground_truth_persona": "a", "profile": "A person.",
            "Pair-wise Comparative Feedback": [{"prompt": "q", "chosen": "c", "rejected": "r"}]}  # fmt: skip

@@ -165,6 +165,15 @@ def test_the_manifest_says_what_the_bundle_is_and_what_made_it(
     assert listed(out) == ["infer.gguf", "manifest.json"] and listed(out.parent) == ["out"]
 
 
+def test_a_draft_is_read_back_though_only_signed_bundles_are_trusted(
+    run: Path, popi: Popi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POPI_TRUSTED_KEYS", f"ed25519:{'A' * 43}=")
+    assert popi(run, tmp_path / "out")[0] == 0
+    (tmp_path / "out" / "manifest.sig").write_text("signed since")
+    assert popi(run, tmp_path / "out", "--force")[0] == 0 and "manifest.sig" not in listed(tmp_path / "out")
+
+
 def test_the_committed_manifest_has_the_same_form(run: Path, popi: Popi, tmp_path: Path) -> None:
     assert popi(run, tmp_path / "out")[0] == 0
     shipped = json.loads((Path(bundle.read_bundle.__code__.co_filename).parent / "popi-smol/manifest.json").read_text())

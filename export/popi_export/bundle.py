@@ -1,7 +1,7 @@
 """A trained checkpoint as a bundle: for each role one adapter file for both engines, and the manifest that says what
 made it.
 
-The folder appears whole and verified, or not at all. Not covered: signatures, zips.
+The folder appears whole and verified, or not at all. Not covered: signing it (``popi bundle sign``), zips.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from popi_edge.engines.adapter import read_adapter
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
-from popi_edge.models.bundle import FORMAT, MAX_MANIFEST, read_bundle
+from popi_edge.models.bundle import read_bundle
 from popi_edge.models.gguf import Gguf
+from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES
 from popi_edge.models.names import gguf_name
+from popi_edge.models.signing import SIGNATURE
 from popi_edge.prompts import CONTRACT
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
@@ -36,8 +38,6 @@ from popi_training.base import lora_layers
 from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
 from popi_training.train import read_checkpoint, recipe_hash
 
-MANIFEST = "manifest.json"
-ROLES = ("infer", "generate")
 OURS = {
     "255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0, infer",
     "755976a27fd1bbdcfdf8081313f36b99f045118aba8287a801583015cb004c26": "joint-90, infer",
@@ -136,7 +136,8 @@ def export(
             raise ConfigError(f"the manifest would have {len(text.encode()):,} bytes; the evaluation is too large")
         (draft / MANIFEST).write_text(text, "utf-8")
         try:
-            for role, file in read_bundle(draft, settings).adapters.items():
+            own = replace(settings, trusted_keys=())  # a draft of our own is not signed yet
+            for role, file in read_bundle(draft, own).adapters.items():
                 compare(checkpoint, role, file, gguf, shape)
         except ModelError as e:  # also a full disk: the writer's bulk of numbers is cut off without an error
             raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
@@ -154,7 +155,7 @@ def refuse_taken(out: Path, force: bool) -> None:
 
 
 def _of_bundle(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and (path.name == MANIFEST or path.suffix == ".gguf")
+    return path.is_file() and not path.is_symlink() and (path.name in (MANIFEST, SIGNATURE) or path.suffix == ".gguf")
 
 
 @contextmanager

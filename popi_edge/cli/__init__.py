@@ -21,6 +21,7 @@ COMMANDS = {
     "lexicon": "popi_edge.cli.lexicon:lexicon",
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
+    "bundle": "popi_edge.cli.bundle:bundle",
     "egress": "popi_edge.cli.egress:egress",
     "doctor": "popi_edge.cli.doctor:doctor",
 }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popi_edge.errors import ModelError
+from popi_edge.models import precheck
 from popi_edge.models.gguf import Gguf
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -29,16 +30,12 @@ def read_adapter(path: Path, base: Gguf) -> Adapter:
 
     Rows of B for Q and K are in llama.cpp's rotary order, as in the base's own tensors.
     """
-    file = Gguf(path)
-    if file.fields.get("general.type") != "adapter" or file.fields.get("adapter.type") != "lora":
-        raise ModelError(f"{path}: not a LoRA adapter")
+    file = precheck.adapter(path)
     if file.fields.get("general.architecture") != base.fields.get("general.architecture"):
         raise ModelError(f"{path}: made for another architecture")
     alpha = float(file.need("adapter.lora.alpha", float))
     layers: dict[str, Pair] = {}
     for name in file.tensors:
-        if not name.endswith((".lora_a", ".lora_b")):
-            raise ModelError(f"{path}: the tensor {name!r:.80} is not part of a LoRA adapter")
         target = name.rsplit(".", 1)[0]
         if target in layers:
             continue

@@ -14,7 +14,7 @@ from popi_edge.engines.base import BaseEngine, Floats, Lane
 from popi_edge.engines.prefix import read_prefix, write_prefix
 from popi_edge.engines.threads import default_threads
 from popi_edge.errors import EngineError, ModelError
-from popi_edge.models.gguf import Gguf
+from popi_edge.models import precheck
 from popi_edge.models.tokenizer import Tokenizer
 
 try:
@@ -41,7 +41,7 @@ class LlamaCppEngine(BaseEngine):
     ) -> None:
         super().__init__(adapters)
         self._model: Any = None
-        gguf = Gguf(model)  # our bounded reader sees the file before a native parser does
+        gguf = precheck.model(model)  # our bounded reader sees the file before a native parser does
         self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
         self._hashes = {name: read_adapter(path, gguf).sha256 for name, path in self._adapters.items()}

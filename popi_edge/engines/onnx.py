@@ -19,7 +19,7 @@ from popi_edge.engines.onnx_graph import GROUPS, Builder
 from popi_edge.engines.prefix import read_prefix, write_prefix
 from popi_edge.engines.threads import default_threads
 from popi_edge.errors import EngineError, ModelError
-from popi_edge.models.gguf import Gguf
+from popi_edge.models import precheck
 from popi_edge.models.tokenizer import Tokenizer
 
 CHUNK = 256
@@ -47,7 +47,7 @@ class OnnxEngine(BaseEngine):
     ) -> None:
         super().__init__(adapters)
         ort.disable_telemetry_events()
-        gguf = Gguf(model)
+        gguf = precheck.model(model)
         self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
         builder = Builder(gguf, level=level, hooks=bool(adapters))

@@ -48,7 +48,9 @@ class Shape:
         if arch != "llama":
             raise ModelError(f"{gguf.path}: the onnx engine runs llama models, not {arch}; try the engine llama_cpp")
 
-        def get(key: str) -> int:
+        def get(key: str, default: int | None = None) -> int:
+            if default is not None and f"llama.{key}" not in gguf.fields:
+                return default
             return int(gguf.need(f"llama.{key}", int))
 
         heads, hidden = get("attention.head_count"), get("embedding_length")
@@ -60,8 +62,8 @@ class Shape:
             layers=get("block_count"),
             hidden=hidden,
             heads=heads,
-            kv_heads=int(gguf.fields.get("llama.attention.head_count_kv", heads)),
-            head_dim=int(gguf.fields.get("llama.attention.key_length", hidden // max(heads, 1))),
+            kv_heads=get("attention.head_count_kv", heads),
+            head_dim=get("attention.key_length", hidden // max(heads, 1)),
             ffn=get("feed_forward_length"),
             context=get("context_length"),
             vocabulary=rows,
@@ -69,9 +71,26 @@ class Shape:
             epsilon=float(gguf.need("llama.attention.layer_norm_rms_epsilon", float)),
         )
         limits = (shape.layers, hidden, heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.context, rows)
-        if not all(1 <= n <= 1 << 20 for n in limits) or heads % shape.kv_heads:
+        if not all(1 <= n <= 1 << 20 for n in limits) or heads % shape.kv_heads or shape.head_dim % 2:
             raise ModelError(f"{gguf.path}: its sizes make no sense")
         return shape
+
+    def of_tensor(self, name: str) -> tuple[int, ...]:
+        """The shape that a tensor of such a model must have, rows first."""
+        part = name.split(".")[-2]
+        if part.endswith("norm"):
+            return (self.hidden,)
+        out = {
+            "attn_q": self.heads * self.head_dim,
+            "attn_k": self.kv_heads * self.head_dim,
+            "attn_v": self.kv_heads * self.head_dim,
+            "attn_output": self.hidden,
+            "ffn_gate": self.ffn,
+            "ffn_up": self.ffn,
+            "ffn_down": self.hidden,
+        }.get(part, self.vocabulary)
+        into = {"attn_output": self.heads * self.head_dim, "ffn_down": self.ffn}.get(part, self.hidden)
+        return out, into
 
     def plain_rows(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows of a tensor, or of an adapter's B for it, from llama.cpp's order to Hugging Face's."""
@@ -125,7 +144,10 @@ class Builder:
     def tensor(self, name: str) -> Tensor:
         if name not in self.gguf.tensors:
             raise ModelError(f"{self.gguf.path}: it lacks the tensor {name}")
-        return self.gguf.tensors[name]
+        found = self.gguf.tensors[name]
+        if found.shape != self.shape.of_tensor(name):
+            raise ModelError(f"{self.gguf.path}: {name} has the shape {found.shape}, which its metadata does not give")
+        return found
 
     def _rows(self, name: str) -> Quantized | NDArray[np.float32]:
         packed = repack(self.tensor(name))

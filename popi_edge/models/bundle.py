@@ -1,30 +1,36 @@
 """Bundles: a manifest, and per role an adapter on a base. Read and verified before anything is loaded.
 
-Covered: folders; sizes and SHA-256 of every file; a base by name or hash. Not covered yet: zips and signatures.
+Covered: folders and zips of them; a signature over the manifest; sizes, SHA-256 and headers of every file; nothing in
+the folder but what the manifest lists; a base by name and hash. Without ``trusted_keys`` hashes show damage only.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from popi_edge.config import Settings, make_home
 from popi_edge.errors import ModelError
+from popi_edge.files import read_regular, whole_file
+from popi_edge.models import archive
 from popi_edge.models.bases import BASES, file_sha256, locate
-from popi_edge.prompts import CONTRACT
+from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, listed, parse
+from popi_edge.models.signing import MAX_SIGNATURE, SIGNATURE, insist, sign
 from popi_edge.summarize import Decoding
 
 if TYPE_CHECKING:
-    from popi_edge.config import Settings
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from popi_edge.engines.base import Engine
 
-FORMAT = 1
-ROLES = ("infer", "generate")
 DEFAULT = "popi-smol"
-MAX_MANIFEST = 1 << 20
+MAX_FILES = 64
 ZERO_SHOT = {"opening": "Prefers replies that are", "sentences": 1}
 """How an untrained model is made to write about the replies and not to repeat them."""
 
@@ -62,74 +68,151 @@ class Bundle:
         return role if role in self.adapters else None
 
 
-def _field(table: Any, key: str, kind: type, where: Path) -> Any:
-    value = table.get(key) if isinstance(table, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ModelError(f"{where}: {key} is missing or not {kind.__name__}")
-    return value
+@dataclass(frozen=True)
+class Verified:
+    """A bundle whose files agree with its manifest; whether its base is on this device was not asked. ``signer`` is the
+    key that signed it, None where it is not signed."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    adapters: Mapping[str, Path]
+    signer: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the listed files."""
+        return sum(path.stat().st_size for path in set(self.adapters.values()))
 
 
-def _adapters(folder: Path, roles: Mapping[str, Any], manifest: Path) -> dict[str, Path]:
-    found = {}
-    for role, entry in roles.items():
-        if role not in ROLES:
-            raise ModelError(f"{manifest}: unknown role {role!r:.40}")
-        if entry is None:
-            continue
-        name = _field(entry, "file", str, manifest)
-        path = folder / name
-        if Path(name).name != name or path.is_symlink() or not path.is_file():
-            raise ModelError(f"{manifest}: the {role} adapter {name!r:.80} is not a file of this bundle")
-        size = path.stat().st_size
-        if size != _field(entry, "size", int, manifest):
-            raise ModelError(f"{path}: {size:,} bytes where the manifest says {entry['size']:,}; damaged")
-        if file_sha256(path) != _field(entry, "sha256", str, manifest):
-            raise ModelError(f"{path}: its SHA-256 is not the manifest's; damaged")
-        found[role] = path
+def _listing(folder: Path) -> dict[str, int]:
+    """Names and sizes of what is in the folder. Raises ModelError for anything but a few plain files."""
+    found: dict[str, int] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if len(found) == MAX_FILES:
+                    raise ModelError(f"{folder}: more than {MAX_FILES} files")
+                about = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(about.st_mode):
+                    raise ModelError(f"{folder}: {entry.name!r:.80} is not a plain file (a link, a folder?); not used")
+                found[entry.name] = about.st_size
+    except OSError as e:
+        raise ModelError(f"{folder}: {e.strerror}") from None
     return found
 
 
-def read_bundle(folder: Path, settings: Settings) -> Bundle:
-    """Read and verify a bundle's folder. Raises ModelError naming file and fault."""
-    path = folder / "manifest.json"
+def _small(path: Path, limit: int) -> bytes:
     try:
-        if path.stat().st_size > MAX_MANIFEST:
-            raise ModelError(f"{path}: too large")
-        manifest = json.loads(path.read_bytes())
+        return read_regular(path, limit)[0]
     except OSError as e:
         raise ModelError(f"{path}: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:
-        raise ModelError(f"{path}: not JSON: {str(e)[:80]}") from None
-    if _field(manifest, "format", int, path) != FORMAT:
-        raise ModelError(f"{path}: format {manifest['format']}; this popi-edge reads format {FORMAT}")
-    if _field(manifest, "prompt_contract", int, path) != CONTRACT:
-        raise ModelError(f"{path}: prompt contract {manifest['prompt_contract']}; this popi-edge has {CONTRACT}")
-    how = manifest.get("decoding", {})
-    if not isinstance(how, dict) or not isinstance(how.get("opening", ""), str) or len(how.get("opening", "")) > 100:
-        raise ModelError(f"{path}: decoding.opening is not a short text")
-    if not isinstance(how.get("sentences"), (int, type(None))):
-        raise ModelError(f"{path}: decoding.sentences is not a whole number")
-    base = _field(manifest, "base", dict, path)
-    name = _field(base, "name", str, path)
-    if name not in BASES or BASES[name].sha256 != _field(base, "sha256", str, path):
-        raise ModelError(f"{path}: made for another base ({name!r:.40}); known: {', '.join(BASES)}")
-    adapters = _adapters(folder, _field(manifest, "roles", dict, path), path)
-    model = locate(name, settings.models)
-    return Bundle(
-        _field(manifest, "name", str, path), _field(manifest, "version", str, path), model, adapters, manifest
-    )
+
+
+def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) -> Verified:
+    """Verify a bundle's folder: signature, manifest, the list of files, their sizes, hashes and headers, in this order.
+
+    With ``trusted`` keys one of them must have signed it, else nothing but ``manifest.sig`` is parsed. ``signed=False``
+    does not look at the signature (it is about to be replaced). Raises ModelError naming file and fault. Not covered:
+    somebody who changes the files between this and their use.
+    """
+    from popi_edge.models import precheck
+
+    there = _listing(folder)
+    path = folder / MANIFEST
+    data = _small(path, MAX_MANIFEST)
+    line = _small(folder / SIGNATURE, MAX_SIGNATURE) if signed and SIGNATURE in there else None
+    key = insist(data, line, trusted, folder / SIGNATURE)
+    table = parse(data, path)
+    entries = listed(table, path)
+    known = {e.file for e in entries.values()}
+    for role, entry in entries.items():
+        if entry.file not in there:
+            raise ModelError(f"{path}: the {role} adapter {entry.file!r:.80} is not a file of this bundle")
+        if there[entry.file] != entry.size:
+            raise ModelError(
+                f"{folder / entry.file}: {there[entry.file]:,} bytes where the manifest says {entry.size:,}; damaged"
+            )
+    if extra := sorted(there.keys() - known - {MANIFEST, SIGNATURE}):
+        raise ModelError(f"{folder}: {extra[0]!r:.80} is not in the manifest; not used")
+    digests = {name: file_sha256(folder / name) for name in sorted(known)}
+    for entry in entries.values():
+        if digests[entry.file] != entry.sha256:
+            raise ModelError(f"{folder / entry.file}: its SHA-256 is not the manifest's; damaged")
+    for name in sorted(known):
+        precheck.adapter(folder / name)
+    return Verified(folder, table, {role: folder / e.file for role, e in entries.items()}, key)
+
+
+def write_signature(found: Verified, private: Ed25519PrivateKey) -> None:
+    """Sign a verified bundle's manifest; ``manifest.sig`` may be read by whoever may read the manifest.
+
+    Raises ModelError; an older signature stays then.
+    """
+    path = found.folder / SIGNATURE
+    data, mode = _small(found.folder / MANIFEST, MAX_MANIFEST), (found.folder / MANIFEST).stat().st_mode
+    try:
+        with whole_file(path) as file:
+            file.write(sign(data, private))
+        path.chmod(stat.S_IMODE(mode))
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be written: {e.strerror}") from None
+
+
+def with_base(found: Verified, settings: Settings) -> Bundle:
+    """The bundle on its base. Raises ModelError when the base is not on this device."""
+    model = locate(found.manifest["base"]["name"], settings.models)
+    return Bundle(found.manifest["name"], found.manifest["version"], model, found.adapters, found.manifest)
+
+
+def read_bundle(folder: Path, settings: Settings) -> Bundle:
+    """Verify a bundle's folder, under the user's ``trusted_keys``, and find its base. Raises ModelError."""
+    return with_base(verified(folder, settings.trusted_keys), settings)
+
+
+def kept(path: Path, settings: Settings) -> Verified:
+    """A zip's bundle, unpacked into HOME/bundles under the zip's SHA-256: once for each zip, verified every time.
+
+    Raises ModelError; nothing is kept then.
+    """
+    make_home(settings.home)
+    place = make_home(settings.home / "bundles")
+    folder, trusted = place / file_sha256(path), settings.trusted_keys
+    if folder.is_dir():
+        try:
+            return verified(folder, trusted)
+        except ModelError:  # damaged since, or no longer trusted: what the zip holds decides
+            shutil.rmtree(folder, ignore_errors=True)
+    with archive.unpacked(path, trusted, beside=place) as draft:
+        verified(draft, trusted)
+        try:
+            draft.rename(folder)
+        except OSError as e:  # another process may have been faster
+            if not folder.is_dir():
+                raise ModelError(f"{folder}: cannot be written: {e.strerror}") from None
+    return verified(folder, trusted)
+
+
+def shipped() -> Path:
+    """The folder of the bundle in the package: trusted as a part of the package, which whoever can change it can change
+    too. Its sizes and hashes are checked like any other's, no signature is asked for."""
+    return Path(str(files("popi_edge.models").joinpath(DEFAULT)))
 
 
 def open_bundle(name: str | Path | None, settings: Settings) -> Bundle:
-    """A bundle by name or path, or any instruct GGUF, by path or as a base's name (zero-shot, under the same prompt
-    contract). Raises ModelError."""
+    """A bundle by name or path (folder or zip), or any instruct GGUF, by path or as a base's name (zero-shot, under the
+    same prompt contract). Raises ModelError, also for what no trusted key signed where ``trusted_keys`` are set."""
     name = str(name or settings.model)
     if name == DEFAULT:
-        return read_bundle(Path(str(files("popi_edge.models").joinpath(DEFAULT))), settings)
+        return with_base(verified(shipped()), settings)
     path = locate(name, settings.models) if name in BASES else Path(name).expanduser()
     if path.is_dir():
         return read_bundle(path, settings)
-    if path.is_file():
-        manifest = {"roles": {"infer": None, "generate": None}, "name": path.stem, "decoding": ZERO_SHOT}
-        return Bundle(path.stem, "gguf", path, {}, manifest)
-    raise ModelError(f"there is no bundle {name!r:.80}; give {DEFAULT}, a bundle's folder, a base's name or GGUF file")
+    if not path.is_file():
+        known = f"{DEFAULT}, a bundle's folder or zip, a base's name or GGUF file"
+        raise ModelError(f"there is no bundle {name!r:.80}; give {known}")
+    if archive.is_zip(path):
+        return with_base(kept(path, settings), settings)
+    if settings.trusted_keys and name not in BASES:
+        raise ModelError(f"{path}: a bare model is not signed, and only bundles of a trusted key are used; not read")
+    manifest = {"roles": {"infer": None, "generate": None}, "name": path.stem, "decoding": ZERO_SHOT}
+    return Bundle(path.stem, "gguf", path, {}, manifest)

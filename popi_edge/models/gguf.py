@@ -1,4 +1,5 @@
-"""A bounded reader of GGUF headers: nothing is trusted, no count exceeds what the file could hold.
+"""A bounded reader of GGUF headers: nothing is trusted, no count exceeds what the file could hold, and time and memory
+are bounded by fixed limits, however large the file is.
 
 Covered: GGUF versions 2 and 3, little endian, every metadata type, F32/F16/Q4_0/Q4_1/Q8_0 data as numpy views.
 Not covered: writing, big-endian files, and the contents of other quantizations (their bytes are still bounded).
@@ -25,9 +26,14 @@ MAX_KEYS = 4_096
 MAX_TENSORS = 65_536
 MAX_STRING = 1 << 20
 MAX_ARRAY = 1 << 21
+MAX_TEXTS = 1 << 21
+"""Strings in all arrays together: the largest vocabularies have a quarter of a million tokens and twice the merges."""
+MAX_HEADER = 1 << 27
+MAX_KEY, MAX_NAME = 256, 63
+"""Bytes of a key and of a tensor's name (llama.cpp's own limit)."""
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 NUMPY = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
-STRING, ARRAY = 8, 9
+UINT32, STRING, ARRAY = 4, 8, 9
 BLOCKS = {  # ggml type: (name, values in a block, bytes in a block)
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -83,6 +89,7 @@ class Tensor:
 class _Cursor:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at, self.size = data, path, 0, len(data)
+        self.texts = 0
 
     def fail(self, what: str) -> ModelError:
         return ModelError(f"{self.path}: not a usable GGUF file: {what}")
@@ -90,6 +97,8 @@ class _Cursor:
     def take(self, n: int) -> bytes:
         if n < 0 or self.at + n > self.size:
             raise self.fail("it is truncated")
+        if self.at + n > MAX_HEADER:
+            raise self.fail(f"its header is longer than {MAX_HEADER:,} bytes")
         out = self.data[self.at : self.at + n]
         self.at += n
         return out
@@ -102,6 +111,13 @@ class _Cursor:
         if n > MAX_STRING:
             raise self.fail(f"a string of {n:,} bytes")
         return self.take(n).decode("utf-8", "replace")
+
+    def name(self, limit: int) -> str:
+        """A key or a tensor's name: printable ASCII, not empty."""
+        text = self.text()
+        if not 1 <= len(text) <= limit or not text.isascii() or not text.isprintable():
+            raise self.fail(f"a name of {len(text):,} characters that is none: {text!r:.40}")
+        return text
 
     def value(self, kind: int) -> Any:
         if kind in SCALARS:
@@ -117,12 +133,18 @@ class _Cursor:
             kind_ = np.dtype(NUMPY[inner])
             return np.frombuffer(self.take(n * kind_.itemsize), kind_)
         if inner != STRING:
-            raise self.fail("an array of arrays")
+            raise self.fail("an array of arrays" if inner == ARRAY else f"an array of the unknown type {inner}")
+        self.texts += n
+        if self.texts > MAX_TEXTS:
+            raise self.fail(f"more than {MAX_TEXTS:,} strings")
         return [self.text() for _ in range(n)]
 
 
 class Gguf:
-    """A GGUF file's metadata (``fields``) and tensors, mapped and not copied. Raises ModelError."""
+    """A GGUF file's metadata (``fields``; ``types`` as GGUF numbers them) and tensors, mapped and not copied.
+
+    Raises ModelError.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,24 +165,26 @@ class Gguf:
         if tensors > MAX_TENSORS or keys > MAX_KEYS:
             raise cursor.fail(f"it claims {tensors:,} tensors and {keys:,} keys")
         self.fields: dict[str, Any] = {}
+        self.types: dict[str, int] = {}
         for _ in range(keys):
-            key = cursor.text()
+            key = cursor.name(MAX_KEY)
             if key in self.fields:
                 raise cursor.fail(f"the key {key!r:.80} stands twice")
-            self.fields[key] = cursor.value(cursor.number("<I"))
+            self.types[key] = cursor.number("<I")
+            self.fields[key] = cursor.value(self.types[key])
         self.tensors = self._tensors(cursor, tensors)
 
     def _tensors(self, cursor: _Cursor, count: int) -> dict[str, Tensor]:
         heads = []
         for _ in range(count):
-            name, dims = cursor.text(), cursor.number("<I")
+            name, dims = cursor.name(MAX_NAME), cursor.number("<I")
             if not 1 <= dims <= 4:
                 raise cursor.fail(f"tensor {name!r:.80} has {dims} dimensions")
             shape = tuple(cursor.number("<Q") for _ in range(dims))[::-1]
             heads.append((name, shape, cursor.number("<I"), cursor.number("<Q")))
-        align = int(self.fields.get("general.alignment", 32))
-        if not 1 <= align <= 4096 or align & (align - 1):
-            raise cursor.fail(f"alignment {align}")
+        align = self.fields.get("general.alignment", 32)
+        if self.types.get("general.alignment", UINT32) != UINT32 or not 1 <= align <= 4096 or align & (align - 1):
+            raise cursor.fail(f"alignment {align!r:.40}")
         base = -(-cursor.at // align) * align
         out: dict[str, Tensor] = {}
         spans = []

@@ -45,7 +45,8 @@ class Tokenizer:
             pairs = [tuple(m.split(" ")) for m in merges]
             self._hf = HfTokenizer(models.BPE(vocab, pairs, fuse_unk=False, byte_fallback=False))
         except Exception as e:  # tokenizers raises bare Exception
-            raise ModelError(f"{gguf.path}: its merges do not fit its vocabulary: {e}") from None
+            why = " ".join(str(e).split())[:120]
+            raise ModelError(f"{gguf.path}: its merges do not fit its vocabulary: {why}") from None
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         digits = pre_tokenizers.Digits(individual_digits=True)
         self._hf.pre_tokenizer = pre_tokenizers.Sequence([digits, level]) if pre == "smollm" else level

@@ -1,0 +1,196 @@
+"""Tampered bundles: is each refused before anything of it is loaded, and how long does the slowest refusal take?
+
+Material: the shipped bundle and another, signed by a key made for the run. Every way of ``bench._tamper`` in turn, by
+fixed seeds. Refused means: ``open_bundle`` raises ModelError with one line, no engine's library was imported, and where
+the signature is at fault no file but the manifest and the signature was opened. The time is that of ``open_bundle``,
+less what it spends hashing files, the fastest of ``--runs`` tries of each (other programs share the machine); the
+slowest of the first tries and the processor time, hashing included, stand beside it. Not covered: files that change
+between the check and their use.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench._tamper import SIGNATURE, UNREAD, Material, clear, copy
+from bench._tamper_zip import WAYS, zipped
+from bench.common import base, options, show
+from popi_edge.config import Settings
+from popi_edge.errors import ModelError
+from popi_edge.models import archive, signing
+from popi_edge.models import bundle as bundles
+from popi_edge.models.bases import BASES, stored
+
+LIMIT_MS = 100.0
+ENGINES = ("onnxruntime", "llama_cpp", "tokenizers")
+OTHER = Path(__file__).parent.parent / "training" / "adapters" / "joint-90"
+
+
+@dataclass
+class Watch:
+    """What ``open_bundle`` opened and how long it hashed; an audit hook cannot be taken off, so it is switched."""
+
+    on: bool = False
+    opened: set[str] = field(default_factory=set)
+    hashing_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        sys.addaudithook(self._event)
+        self._real = (bundles.file_sha256, archive.member_sha256)
+        timed = tuple(map(self._timed, self._real))
+        bundles.file_sha256, archive.member_sha256 = timed  # type: ignore[assignment]
+
+    def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.on and event == "open" and isinstance(arguments[0], (str, bytes)):
+            self.opened.add(os.path.basename(os.fsdecode(arguments[0])))  # noqa: PTH119
+
+    def _timed(self, digest: Callable[..., str]) -> Callable[..., str]:
+        def timed(*arguments: Any) -> str:
+            start = time.perf_counter()
+            try:
+                return digest(*arguments)
+            finally:
+                self.hashing_s += time.perf_counter() - start
+
+        return timed
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.on = False
+        bundles.file_sha256, archive.member_sha256 = self._real
+
+
+def signed(source: Path, target: Path, private: Any) -> None:
+    """A copy of a bundle, signed."""
+    shutil.copytree(source, target)
+    (target / SIGNATURE).unlink(missing_ok=True)
+    bundles.write_signature(bundles.verified(target), private)
+
+
+def material(folder: Path, first: Path, second: Path) -> tuple[Material, str]:
+    """Sign copies of two bundles by a new key; returns them and the public key."""
+    private = []
+    for name in ("ours", "foreign"):
+        signing.new_key(folder / name)
+        private.append(signing.read_private(folder / name))
+    signed(first, folder / "good.popi", private[0])
+    signed(second, folder / "other.popi", private[0])
+    found = Material(folder / "good.popi", folder / "other.popi", *private)
+    return found, signing.read_public(str(folder / "ours.pub"))
+
+
+def opens(path: Path, settings: Settings) -> str | None:
+    """None where the bundle opens, else the one line that refuses it."""
+    try:
+        bundles.open_bundle(path, settings)
+    except ModelError as e:
+        return str(e)
+    return None
+
+
+def control(m: Material, work: Path, settings: Settings) -> None:
+    """The untouched bundle must open: as a copy, as a zip, without a signature where none is required."""
+    at = work / "control.popi"
+    copy(m.folder, at)
+    plain = replace(settings, trusted_keys=())
+    for path, how in ((at, settings), (at, plain), (zipped(at), settings), (zipped(at), plain)):
+        if (why := opens(path, how)) is not None:
+            raise RuntimeError(f"the untouched bundle does not open: {why}")
+    (at / SIGNATURE).unlink()
+    if (why := opens(at, plain)) is not None:
+        raise RuntimeError(f"the untouched bundle does not open: {why}")
+    clear(at)
+
+
+def one(
+    way: str, seed: str, m: Material, work: Path, settings: Settings, watch: Watch, *, tries: int
+) -> dict[str, Any]:
+    """Tamper in one way and try to open what comes out, several times to time it."""
+    at = work / "case.popi"
+    copy(m.folder, at)
+    path = WAYS[way](random.Random(seed), m, at) or at
+    if way.startswith("bare_"):
+        settings = replace(settings, trusted_keys=())
+    before, watch.opened, said, times = set(sys.modules), set(), [], []
+    for _ in range(tries):
+        watch.on, watch.hashing_s = True, 0.0
+        start, cpu = time.perf_counter(), time.process_time()
+        try:
+            said.append(opens(path, settings))
+        finally:
+            wall, used, watch.on = time.perf_counter() - start, time.process_time() - cpu, False
+        times.append((1000 * (wall - watch.hashing_s), 1000 * wall, 1000 * used))
+    clear(at)
+    loaded = [name for name in ENGINES if name in sys.modules.keys() - before]
+    adapters = sorted(name for name in watch.opened if name.endswith(".gguf"))
+    clean = all(why is not None and "\n" not in why for why in said)
+    ok = clean and not loaded and not (adapters and way in UNREAD)
+    beyond, whole, used = (min(column) for column in zip(*times, strict=True))
+    return {
+        "way": way, "refused": ok, "why": said[0], "loaded": loaded, "opened": adapters, "beyond_hashing_ms": beyond,
+        "ms": whole, "cpu_ms": used, "first_ms": times[0][0],
+    }  # fmt: skip
+
+
+def run(
+    count: int, seed: int, m: Material, work: Path, settings: Settings, *, tries: int = 1
+) -> list[dict[str, Any]]:
+    """``count`` tampered bundles, every way in turn; the untouched one must open before and after."""
+    ways = list(WAYS)
+    random.Random(seed).shuffle(ways)
+    control(m, work, settings)
+    watch = Watch()
+    try:
+        rows = [
+            one(ways[i % len(ways)], f"{seed}-{i}", m, work, settings, watch, tries=tries) for i in range(count)
+        ]
+    finally:
+        watch.close()
+    control(m, work, settings)
+    return rows
+
+
+def main() -> int:
+    parser = options(__doc__ or "")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        (home / "models").mkdir(parents=True)
+        stored(BASES["smollm2-135m"], home / "models").symlink_to(base())
+        m, key = material(Path(folder), bundles.shipped(), OTHER)
+        (Path(folder) / "work").mkdir()
+        settings = Settings(home, trusted_keys=(key,))
+        rows = run(args.count, args.seed, m, Path(folder) / "work", settings, tries=args.runs)
+    bad = [r for r in rows if not r["refused"]]
+    slowest = max(rows, key=lambda r: r["beyond_hashing_ms"])
+    ours = {
+        "tampered": len(rows),
+        "ways": len({r["way"] for r in rows}),
+        "refused": len(rows) - len(bad),
+        "not_refused": bad,
+        "slowest_beyond_hashing_ms": round(slowest["beyond_hashing_ms"], 1),
+        "slowest_way": slowest["way"],
+        "slowest_first_try_ms": round(max(r["first_ms"] for r in rows), 1),
+        "slowest_with_hashing_ms": round(max(r["ms"] for r in rows), 1),
+        "slowest_cpu_ms": round(max(r["cpu_ms"] for r in rows), 1),
+        "by_way": dict(sorted(Counter(r["way"] for r in rows).items())),
+    }
+    ratio = round(LIMIT_MS / slowest["beyond_hashing_ms"], 2)
+    show(args, {"ours": ours, "peer": {"limit_ms": LIMIT_MS}, "ratio": ratio})
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
