@@ -63,6 +63,7 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         );
         """,
     ),
+    (4, "egress_mac", "ALTER TABLE egress ADD COLUMN mac TEXT"),
 )
 LATEST = MIGRATIONS[-1][0]
 
