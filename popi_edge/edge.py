@@ -46,8 +46,10 @@ class Answer:
 class Popi(Approval):
     """One person's (or household's) signals and summaries on this device. Use as a context manager."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, *, egress: EgressLog | None = None) -> None:
+        """``egress``: the log to use, where it is not the store's with its head in the keyring."""
         self.settings, self.store = settings, store
+        self._egress = egress
         self._lock = threading.RLock()
         self._bundle: Bundle | None = None
         self._engine: Engine | None = None
@@ -109,9 +111,11 @@ class Popi(Approval):
     @property
     def egress(self) -> EgressLog:
         """The record of everything sent."""
-        from popi_edge.egress import EgressLog
+        if self._egress is None:
+            from popi_edge.egress import EgressLog
 
-        return EgressLog(self.store)
+            self._egress = EgressLog(self.store)
+        return self._egress
 
     def _constraint(self) -> ClosedVocabulary | None:
         if not self.settings.closed_vocabulary:

@@ -93,6 +93,7 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         DROP TABLE summaries_before;
         """,
     ),
+    (5, "egress_mac", "ALTER TABLE egress ADD COLUMN mac TEXT"),
 )
 LATEST = MIGRATIONS[-1][0]
 

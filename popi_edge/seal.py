@@ -50,14 +50,19 @@ _made: WeakKeyDictionary[Sealed, bytes] = WeakKeyDictionary()
 
 
 def _digest(sealed: Sealed) -> bytes:
-    """SHA-256 over the exact content, with lengths, so that no two contents are written alike."""
-    parts = ["" if sealed.summary is None else "+" + sealed.summary]
+    """SHA-256 over the exact content, with lengths, so that no two contents are written alike.
+
+    Raises NotSealed for any other type than popi's own: a kind of string or list may show one thing and be another.
+    """
+    parts = ["", ""] if sealed.summary is None else ["+", sealed.summary]
+    if type(sealed.messages) is not tuple or any(type(m) is not Message for m in sealed.messages):
+        raise NotSealed("a sealed message was changed")
     for message in sealed.messages:
-        if type(message) is not Message:
-            raise NotSealed("a sealed message was changed")
         parts += [message.role, message.content]
     h = hashlib.sha256()
     for part in parts:
+        if type(part) is not str:
+            raise NotSealed("a sealed text is not plain text")
         data = part.encode("utf-8", "surrogatepass")
         h.update(len(data).to_bytes(8, "big") + data)
     return h.digest()
@@ -75,7 +80,9 @@ def seal(
     from popi_edge.prompts import generate_system
 
     text = summary or ""
-    if not genuine(verdict) or verdict.text != text:
+    if {type(text), type(system)} != {str}:  # a kind of string may compare equal to what it is not
+        raise GuardBlocked("the summary and the system message must be plain text")
+    if not genuine(verdict) or type(verdict.text) is not str or verdict.text != text:
         raise GuardBlocked("this verdict is not the guard's own on this summary")
     if not verdict.ok:
         why = "; ".join(f.message for f in verdict.findings[:3])
@@ -83,7 +90,7 @@ def seal(
     if system != generate_system(summary):
         raise GuardBlocked("the system message is not what the prompt contract makes of this summary")
     turns = tuple(m if isinstance(m, Message) else Message(*m) for m in messages)
-    strange = [m.role for m in turns if m.role not in TYPED]
+    strange = [m.role for m in turns if type(m.role) is not str or type(m.content) is not str or m.role not in TYPED]
     if strange or not any(m.role == "user" for m in turns):
         raise ConfigError("messages must be the person's conversation: user and assistant, at least one of the user")
     made = object.__new__(Sealed)

@@ -267,6 +267,10 @@ class Store(Versions):
             self.db.execute("PRAGMA user_version = 1")
         return Deleted(signals, summaries, self._scrub())
 
+    def scrub(self) -> bool:
+        """Overwrite what another part of popi deleted in this file; as ``Deleted.scrubbed``."""
+        return self._scrub()
+
     def _scrub(self) -> bool:
         """Overwrite what was deleted; False when that had to be put off (the next ``open`` tries again)."""
         with self._lock:

@@ -352,6 +352,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")  # never the user's
     if args.child:
         with Store.open(args.child / "popi.db") as store:
             Child(store, args.child, args.seed, args.target or None).run()

@@ -15,8 +15,6 @@ import keyring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyring.backend import KeyringBackend
-from keyring.errors import PasswordDeleteError
 
 from popi_edge.cli import main
 from popi_edge.egress import EgressLog
@@ -26,37 +24,16 @@ from popi_edge.generators.registry import Entry
 from popi_edge.store import Store
 from tests import hostile_server as hostile
 from tests.hostile_server import HostileServer
+from tests.keyrings import LockedKeyring, MemoryKeyring, in_use
 
 KEY = "sk-proj-0123456789abcdefghijklmnop"
 URL = "https://api.example.org/v1"
 
 
-class MemoryKeyring(KeyringBackend):
-    """A keyring that forgets everything when the test ends."""
-
-    priority = 1.0  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[tuple[str, str], str] = {}
-
-    def get_password(self, service: str, username: str) -> str | None:
-        return self.kept.get((service, username))
-
-    def set_password(self, service: str, username: str, password: str) -> None:
-        self.kept[service, username] = password
-
-    def delete_password(self, service: str, username: str) -> None:
-        if self.kept.pop((service, username), None) is None:
-            raise PasswordDeleteError(username)
-
-
 @pytest.fixture
 def ring() -> Iterator[MemoryKeyring]:
-    before, found = keyring.get_keyring(), MemoryKeyring()
-    keyring.set_keyring(found)
-    yield found
-    keyring.set_keyring(before)
+    with in_use(MemoryKeyring()) as found:
+        yield found
 
 
 class Result(NamedTuple):
@@ -397,11 +374,82 @@ def test_show_gives_the_exact_body(popi: Popi, sent: list[str], home: Path) -> N
 
 def test_verify_names_what_was_changed_and_exits_1(popi: Popi, sent: list[str], home: Path) -> None:
     good = popi("egress", "verify", "--json")
-    assert (good.code, good.json["ok"], good.json["records"]) == (0, True, 5)
+    assert (good.code, good.json["ok"], good.json["records"], good.json["head"]) == (0, True, 5, "kept")
     with Store.open(home / "popi.db") as store:
         store.conn.execute("UPDATE egress SET body = ? WHERE id = ?", (b'{"n":7}', sent[1]))
     bad = popi("egress", "verify", "--json")
-    assert (bad.code, bad.json["ok"], bad.json["first_bad"]) == (1, False, sent[1])
+    assert (bad.code, bad.json["ok"], bad.json["first_bad"], bad.json["number"]) == (1, False, sent[1], 2)
     text = popi("egress", "verify")
     assert text.code == 1 and text.out == ""
     assert text.err == f"popi: egress record {sent[1]}: its body, salt or body_digest was changed\n"
+
+
+def test_verify_says_where_the_head_is_and_names_a_cut(
+    popi: Popi, ring: MemoryKeyring, sent: list[str], home: Path
+) -> None:
+    assert popi("egress", "verify").out == (
+        "5 records, the chain holds and ends where its head says, in the keyring (keyrings MemoryKeyring)\n"
+    )
+    with Store.open(home / "popi.db") as store:
+        store.conn.execute("DELETE FROM egress WHERE seq > 3")
+    cut = popi("egress", "verify")
+    assert (cut.code, cut.out) == (1, "")
+    why = "records 4 to 5 are missing: the tail was cut, or an older copy was put in its place"
+    assert cut.err == f"popi: egress record number 4: {why}\n"
+    assert popi("egress", "verify", "--json").json["number"] == 4
+    with HostileServer(hostile.ok("yes")) as server:
+        add(popi, "cloud", server.url)
+        no = popi("generator", "test", "cloud")
+        assert no.code == 1 and no.err.count("\n") == 1 and "nothing is written or sent" in no.err
+        assert server.received == []
+        unsure = popi("egress", "anchor")
+        assert unsure.code == 1 and "not confirmed: nothing was changed" in unsure.err
+        done = popi("egress", "anchor", "--yes", "--json")
+        assert done.code == 0, done.err
+        assert popi("generator", "test", "cloud").code == 0
+    assert done.json["record"] in popi("egress", "verify").out
+    again = popi("egress", "anchor", "--yes")
+    assert (again.code, again.err) == (1, "popi: the head fits the egress log: there is nothing to begin anew\n")
+
+
+def test_a_lost_keyring_is_one_line_that_says_what_is_still_sure(
+    popi: Popi, ring: MemoryKeyring, sent: list[str], home: Path
+) -> None:
+    ring.kept.clear()
+    lost = popi("egress", "verify")
+    assert (lost.code, lost.out) == (1, "") and lost.err.count("\n") == 1
+    assert "the egress log's head is lost" in lost.err and "the chain of 5 records holds in itself" in lost.err
+    assert popi("egress", "verify", "--json").json["chain_holds"] is True
+    keyring.set_keyring(LockedKeyring())
+    assert "the keyring cannot be used (KeyringLocked)" in popi("egress", "verify").err
+    with Store.open(home / "popi.db") as store:
+        store.conn.execute("UPDATE egress SET at = 'x' WHERE id = ?", (sent[2],))
+    both = popi("egress", "verify")
+    assert both.err.startswith(f"popi: egress record {sent[2]}: its seq, id or at")
+    assert "the head is lost too" in both.err
+
+
+def test_the_first_request_says_when_the_head_had_to_go_into_a_file(popi: Popi, home: Path) -> None:
+    with HostileServer(hostile.ok("yes")) as server:
+        add(popi, "cloud", server.url)
+        first, second = popi("generator", "test", "cloud"), popi("generator", "test", "cloud")
+    assert f"head is kept in {home / 'popi.egress-head'} (mode 0600), not in a keyring" in first.err
+    assert (first.code, second.code, second.err) == (0, 0, "")
+
+
+def test_erase_takes_bodies_and_leaves_the_chain(popi: Popi, sent: list[str], home: Path) -> None:
+    assert popi("egress", "erase").code == 2
+    assert popi("egress", "erase", sent[0], "--user", "me").code == 2
+    unsure = popi("egress", "erase", sent[0])
+    assert unsure.code == 1 and "nothing was erased" in unsure.err
+    assert popi("egress", "erase", sent[0], "nobody", "--yes").code == 1
+    assert popi("egress", "show", sent[0], "--json").json["body"] == '{"n":0}'
+    done = popi("egress", "erase", sent[0], "--yes", "--json")
+    assert done.json == {"erased": [sent[0]], "scrubbed": True}
+    again = popi("egress", "erase", sent[0], "--yes")
+    assert (again.code, again.err) == (1, f"popi: egress request {sent[0]} has been erased already\n")
+    assert popi("egress", "erase", "--user", "me", "--yes").out == "erased the bodies of 1 requests\n"
+    assert [f["erased"] for f in popi("egress", "list", "--json").json] == [True, True, False]
+    assert popi("egress", "verify").code == 0
+    on_disk = b"".join(f.read_bytes() for f in home.iterdir())
+    assert b'{"n":2}' in on_disk and b'{"n":0}' not in on_disk and b'{"n":1}' not in on_disk

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from popi_edge.cli import main
+from popi_edge.egress import EgressLog
 from popi_edge.signals import KINDS, Statement, from_json
 from popi_edge.store import Store
 
@@ -158,7 +159,7 @@ def test_delete_takes_the_signals_and_the_summaries_made_from_them(popi: Any, ho
             text="Likes okapis.", tokens=3, status="approved", model="m", contract=1, signal_ids=[ids[0], ids[1]]
         )
     done = popi("signals", "delete", ids[0], ids[2], "--json").json
-    assert done == {"signals": 2, "summaries": 1, "scrubbed": True}
+    assert done == {"signals": 2, "summaries": 1, "scrubbed": True, "sent_erased": 0, "sent_kept": 0}
     assert [s["text"] for s in popi("signals", "list", "--json").json] == ["b"]
     on_disk = b"".join(f.read_bytes() for f in home.glob("popi.db*"))
     assert b"zebra" not in on_disk and b"okapis" not in on_disk
@@ -175,6 +176,81 @@ def test_purge_asks_and_takes_one_user_only(home: Path, popi: Any) -> None:
     assert yes.returncode == 0 and "deleted 1 signals" in yes.stdout
     assert popi("signals", "list", "--json").json == []
     assert popi("signals", "purge", "--user", "ann", "--yes", "--json").json["signals"] == 1
+
+
+SECRET = b"Likes okapis and quiet."
+
+
+@pytest.fixture
+def sent(home: Path, popi: Any) -> tuple[str, str]:
+    """A signal, a summary made from it, a request that went out with that (for me), and one for ann; the two ids."""
+    signal = popi("record", "statement", "zebra", "--json").json["signal"]["id"]
+    popi("record", "statement", "other", "--user", "ann")
+    with Store.open(home / "popi.db") as store:
+        row = store.add_summary(
+            text=SECRET.decode(), tokens=3, status="approved", model="m", contract=1, signal_ids=[signal]
+        )
+        log = EgressLog(store)
+        first = log.request("c", "d", {}, SECRET + b" Hi", user="me", summary_id=row.id, summary_version=1)
+        log.outcome(first, status="ok")
+        log.request("c", "d", {}, b"what ann asked", user="ann", summary_version=None)
+    return signal, first
+
+
+def on_disk(home: Path) -> bytes:
+    return b"".join(f.read_bytes() for f in home.rglob("*") if f.is_file())
+
+
+def test_purge_erases_what_was_sent_and_the_chain_holds(popi: Any, home: Path, sent: tuple[str, str]) -> None:
+    done = popi("signals", "purge", "--yes")
+    assert done.out == "deleted 1 signals and 1 summaries of me; erased the bodies of 1 sent requests\n"
+    assert not done.err
+    assert SECRET not in on_disk(home) and b"what ann asked" in on_disk(home)
+    assert popi("egress", "verify", "--json").json["records"] == 4
+    shown = popi("egress", "show", sent[1], "--json").json
+    assert (shown["body"], shown["body_bytes"], shown["user"]) == (None, len(SECRET) + 3, "me")
+    assert popi("signals", "purge", "--yes", "--json").json["sent_erased"] == 0
+
+
+def test_purge_may_keep_what_was_sent_and_says_so(popi: Any, home: Path, sent: tuple[str, str]) -> None:
+    done = popi("signals", "purge", "--yes", "--keep-sent", "--json")
+    assert (done.json["sent_kept"], done.json["sent_erased"]) == (1, 0)
+    assert done.err == (
+        "1 sent requests keep such summaries in the egress log; to erase them: popi egress erase --user me\n"
+    )
+    assert SECRET in on_disk(home)
+    assert popi("egress", "erase", "--user", "me", "--yes").code == 0
+    assert SECRET not in on_disk(home)
+
+
+def test_delete_says_which_requests_keep_a_summary_and_can_erase_them(
+    popi: Any, home: Path, sent: tuple[str, str]
+) -> None:
+    signal, request = sent
+    refused(popi("signals", "delete", signal, "nope", "--erase-sent"), "nope")
+    assert SECRET in on_disk(home) and popi("signals", "show", signal).code == 0
+    done = popi("signals", "delete", signal)
+    assert done.code == 0 and f"popi egress erase {request}" in done.err and SECRET in on_disk(home)
+    again = popi("record", "statement", "more", "--json").json["signal"]["id"]
+    assert popi("signals", "delete", again).err == ""  # that one was in no summary that was sent
+    assert popi("egress", "erase", request, "--yes").code == 0
+    assert SECRET not in on_disk(home)
+
+
+def test_delete_with_erase_sent_leaves_nothing(popi: Any, home: Path, sent: tuple[str, str]) -> None:
+    done = popi("signals", "delete", sent[0], "--erase-sent", "--json").json
+    assert (done["sent_erased"], done["sent_kept"]) == (1, 0)
+    assert SECRET not in on_disk(home) and b"what ann asked" in on_disk(home)
+    assert popi("egress", "verify").code == 0
+
+
+def test_a_damaged_record_stops_erasing_and_nothing_is_lost(popi: Any, home: Path, sent: tuple[str, str]) -> None:
+    with Store.open(home / "popi.db") as store:
+        store.conn.execute("UPDATE egress SET meta = 'x' WHERE seq = 3")
+    refused(popi("signals", "purge", "--yes"), "is damaged", "popi egress verify")
+    assert popi("signals", "list", "--json").json and SECRET in on_disk(home)
+    assert popi("signals", "purge", "--yes", "--keep-sent").code == 0
+    assert popi("signals", "list", "--json").json == []
 
 
 def test_export_and_import_are_inverse_and_export_never_overwrites_unasked(popi: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from popi_edge.cli.common import App, common, user_option
+from popi_edge.cli.common import App, common, tell_head, user_option
 from popi_edge.cli.summary import as_json, open_popi
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def ask(app: App, prompt: str, generator: str, preview: bool, plain: bool, user:
                 },
                 "",
             )
+            tell_head(app, me.egress)
             return
         for piece in me.stream(prompt, generator=generator, user=user, personal=not plain):
             click.echo(printable(piece), nl=False)
         click.echo()
+        tell_head(app, me.egress)

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from popi_edge.config import Settings, load, make_home
+from popi_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from popi_edge.egress import EgressLog
     from popi_edge.store import Store
+
+LATER = "another program has the store open: overwriting what was deleted is put off until the next command"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,26 @@ class App:
     def note(self, text: str) -> None:
         """A line of progress, to stderr."""
         click.echo(text, err=True)
+
+
+def insist(app: App, yes: bool, question: str, nothing: str) -> None:
+    """Ask on stderr unless ``yes``. Raises ConfigError, saying that ``nothing`` happened, without a clear yes."""
+    if yes:
+        return
+    try:
+        sure = click.confirm(question, err=True)
+    except click.Abort:  # nobody there to answer
+        app.note("")
+        sure = False
+    if not sure:
+        raise ConfigError(f"not confirmed: {nothing} (--yes does not ask)")
+
+
+def tell_head(app: App, log: EgressLog) -> None:
+    """Say it once, when the head of the egress log had to be begun in a file."""
+    keeper = log.keeper
+    if keeper is not None and keeper.made and keeper.place == "file":
+        app.note(f"popi: the egress log's head is kept in {keeper.where()}")
 
 
 def progress(length: int | None, label: str) -> Any:

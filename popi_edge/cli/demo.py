@@ -131,7 +131,9 @@ def demo(app: App, person: str, prompt: str | None) -> None:
 
 def _open(app: App, folder: Path) -> Popi:
     """The person's settings and models, a store that nobody keeps."""
+    from popi_edge.egress import EgressLog
+    from popi_edge.egress_head import HeadKeeper
     from popi_edge.store import Store
 
-    settings = app.settings
-    return Popi(settings, Store.open(folder / "demo.db"))
+    store = Store.open(folder / "demo.db")
+    return Popi(app.settings, store, egress=EgressLog(store, keeper=HeadKeeper(store.path, use_keyring=False)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from popi_edge.cli.common import App, common
+from popi_edge.cli.common import LATER, App, common, insist
+from popi_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from popi_edge.egress import EgressLog, Record
+    from popi_edge.egress import EgressLog
+    from popi_edge.egress_chain import Record, VerifyResult
 
 
 @click.group()
@@ -84,17 +87,83 @@ def _text(data: dict[str, Any]) -> str:
 @egress.command()
 @common
 def verify(app: App) -> int:
-    """Recompute the chain. Exit 1, naming the first record that does not fit, when something was changed."""
+    """Recompute the chain and compare its end with the head, which is kept outside the database.
+
+    Exit 1, naming the first record that is not what was written, or when the head is lost.
+    """
     from popi_edge.egress import EgressLog
 
     with app.store() as store:
         result = EgressLog(store).verify()
-    data = {"ok": result.ok, "records": result.records, "first_bad": result.first_bad, "why": result.why}
-    if result.ok:
-        app.emit(data, f"{result.records} records, the chain holds (a cut tail is not seen yet)")
-        return 0
-    if app.json:
-        app.emit(data, "")
+    if result.ok or app.json:
+        app.emit(asdict(result), lambda: _whole(result))
     else:
-        app.note(f"popi: egress record {result.first_bad}: {result.why}")
-    return 1
+        app.note(f"popi: {_broken(result)}")
+    return 0 if result.ok else 1
+
+
+def _whole(result: VerifyResult) -> str:
+    text = f"{result.records} records, the chain holds"
+    if result.head == "kept":
+        text += f" and ends where its head says, in {result.where}"
+    else:
+        text += "; no head is kept yet, it begins with the next record"
+    if result.interrupted:
+        text += "\na write had been interrupted; nothing is missing for it"
+    return text + "".join(f"\na person began a new head with record {i} (popi egress show)" for i in result.anchors)
+
+
+def _broken(result: VerifyResult) -> str:
+    """One line: the first bad record, or what is still sure without the head."""
+    lost = "" if result.head in ("kept", "new", "off") else result.why if result.chain_holds else "the head is lost too"
+    if result.chain_holds:
+        return (
+            f"{lost}; the chain of {result.records} records holds in itself, but a cut tail, a chain computed anew or "
+            "an older copy would not show ('popi egress anchor' begins a new head)"
+        )
+    name = result.first_bad or f"number {result.number}"
+    return f"egress record {name}: {result.why}" + (f" ({lost})" if lost else "")
+
+
+@egress.command()
+@click.argument("record_ids", metavar="[ID]...", nargs=-1)
+@click.option("--user", help="All that was sent for this user.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def erase(app: App, record_ids: tuple[str, ...], user: str | None, yes: bool) -> None:
+    """Erase what was in requests, for good; the chain still holds. When, where and how much was sent stays."""
+    from popi_edge.egress import EgressLog
+
+    if bool(record_ids) == (user is not None):
+        raise click.UsageError("say either the IDs of requests or --user")
+    with app.store() as store:
+        log = EgressLog(store)
+        wanted = [log.get(i).id for i in record_ids] if user is None else log.with_body(user=user)
+        insist(app, yes, f"Erase the bodies of {len(wanted)} requests for good?", "nothing was erased")
+        log.erase(*wanted)
+        scrubbed = store.scrub()
+    if not scrubbed:
+        app.note(LATER)
+    app.emit({"erased": wanted, "scrubbed": scrubbed}, f"erased the bodies of {len(wanted)} requests")
+
+
+@egress.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def anchor(app: App, yes: bool) -> None:
+    """Begin a new head where the old one is lost or does not fit, so that popi can send again.
+
+    The log keeps a record of it. What the chain itself shows as broken stays so.
+    """
+    from popi_edge.egress import EgressLog
+
+    with app.store() as store:
+        log = EgressLog(store)
+        why = log.unfit()
+        if not why:
+            raise ConfigError("the head fits the egress log: there is nothing to begin anew")
+        insist(app, yes, f"{why}. Do you know why, and shall the log go on from here?", "nothing was changed")
+        record_id = log.anchor()
+        keeper = log.keeper
+    where = keeper.where() if keeper else ""
+    app.emit({"record": record_id, "where": where}, f"the head begins anew with record {record_id}, in {where}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from popi_edge.cli.common import App, common, user_option
+from popi_edge.cli.common import App, common, tell_head, user_option
 
 TEST_PROMPT = "Reply with the one word: ready"
 
@@ -124,6 +124,7 @@ def test(app: App, name: str, user: str) -> None:
         start = time.monotonic()
         answer = me.ask(TEST_PROMPT, generator=name, user=user, personal=False)
         seconds = round(time.monotonic() - start, 3)
+        tell_head(app, me.egress)
     reply = clean(answer.text, 80)
     data = {"generator": name, "seconds": seconds, "reply": reply, "egress_id": answer.egress_id}
     app.emit(data, f"{name} answered in {seconds:.2f} s: {reply}\negress record {answer.egress_id}")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from popi_edge.cli.common import App, common, user_option
+from popi_edge.cli.common import LATER, App, common, insist, user_option
 from popi_edge.errors import ConfigError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.signals import KINDS, Signal, to_json
 
+if TYPE_CHECKING:
+    from popi_edge.store import Deleted
+
 WIDTH = 60
-LATER = "another program has the store open: overwriting what was deleted is put off until the next command"
 
 
 @click.group()
@@ -59,37 +63,70 @@ def show(app: App, id: str) -> None:
 @signals.command()
 @common
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-def delete(app: App, ids: tuple[str, ...]) -> None:
-    """Delete signals, and the text of every summary made from them."""
+@click.option("--erase-sent", is_flag=True, help="Also the bodies of requests that went out with such a summary.")
+def delete(app: App, ids: tuple[str, ...], erase_sent: bool) -> None:
+    """Delete signals, and the text of every summary made from them.
+
+    What was already sent stays in the egress log unless --erase-sent; the output says how much that is.
+    """
+    from popi_edge.egress import EgressLog
+
     with app.store() as store:
+        rows = (r for user in store.users() for r in store.summaries(user))
+        log = EgressLog(store)
+        sent = log.with_body(summary_ids=[r.id for r in rows if not set(ids).isdisjoint(r.signal_ids)])
+        if erase_sent:
+            for id in ids:
+                store.get(id)  # raises, before anything is erased, where one is not there
+            log.erase(*sent)
         done = store.delete(ids)
     if not done.scrubbed:
         app.note(LATER)
     human = f"deleted {done.signals} signals; erased {done.summaries} summaries made from them"
-    app.emit({"signals": done.signals, "summaries": done.summaries, "scrubbed": done.scrubbed}, human)
+    app.emit(_deleted(done, sent, erase_sent), human + _of_sent(app, sent, erase_sent, f"erase {' '.join(sent)}"))
 
 
 @signals.command()
 @common
 @user_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def purge(app: App, user: str, yes: bool) -> None:
-    """Delete everything about a user: signals and summaries."""
+@click.option("--keep-sent", is_flag=True, help="Leave what was sent in the egress log, with the summaries in it.")
+def purge(app: App, user: str, yes: bool, keep_sent: bool) -> None:
+    """Delete everything about a user: signals, summaries, and what requests held that were sent for them.
+
+    That, when, where and how much was sent stays in the egress log, whose chain still holds.
+    """
+    from popi_edge.egress import EgressLog
+
     with app.store() as store:
-        if not yes:
-            question = f"Delete {store.count(user)} signals and all summaries of {one_line(user)!r} for good?"
-            try:
-                sure = click.confirm(question, err=True)
-            except click.Abort:  # nobody there to answer
-                app.note("")
-                sure = False
-            if not sure:
-                raise ConfigError("not confirmed: nothing was deleted (--yes does not ask)")
+        log = EgressLog(store)
+        sent = log.with_body(user=user)
+        bodies = "" if keep_sent else f" and the bodies of {len(sent)} sent requests"
+        question = f"Delete {store.count(user)} signals and all summaries{bodies} of {one_line(user)!r} for good?"
+        insist(app, yes, question, "nothing was deleted")
+        if not keep_sent:
+            log.erase(*sent)
         done = store.purge(user)
     if not done.scrubbed:
         app.note(LATER)
     human = f"deleted {done.signals} signals and {done.summaries} summaries of {one_line(user)}"
-    app.emit({"signals": done.signals, "summaries": done.summaries, "scrubbed": done.scrubbed}, human)
+    rest = _of_sent(app, sent, not keep_sent, f"erase --user {shlex.quote(user)}")
+    app.emit(_deleted(done, sent, not keep_sent), human + rest)
+
+
+def _deleted(done: Deleted, sent: list[str], erased: bool) -> dict[str, Any]:
+    bodies = {"sent_erased": len(sent) if erased else 0, "sent_kept": 0 if erased else len(sent)}
+    return {"signals": done.signals, "summaries": done.summaries, "scrubbed": done.scrubbed, **bodies}
+
+
+def _of_sent(app: App, sent: list[str], erased: bool, command: str) -> str:
+    """What to add about the requests that were sent; where their bodies stay, a line on stderr says so."""
+    if not sent:
+        return ""
+    if erased:
+        return f"; erased the bodies of {len(sent)} sent requests"
+    app.note(f"{len(sent)} sent requests keep such summaries in the egress log; to erase them: popi egress {command}")
+    return ""
 
 
 @signals.command()

@@ -39,12 +39,14 @@ class AnsweredBadly(GeneratorError):
 class Request:
     """What will go out.
 
-    ``body`` is exactly what is sent and logged. ``headers`` hold the key, so are not shown.
+    ``body`` is exactly what is sent and logged. ``headers`` hold the key, so are not shown. ``sealed`` is what it was
+    prepared from; ``deliver`` sends none that has none (only evaluation, on public text, makes such).
     """
 
     destination: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes
+    sealed: Sealed | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def collect(stream: Stream, on_text: Callable[[str], Any] | None = None) -> Repl
         stream.close()
 
 
-def messages_of(sealed: Any) -> list[tuple[str, str]]:
+def messages_of(sealed: Sealed | None) -> list[tuple[str, str]]:
     """The (role, content) pairs of a Sealed. Raises GeneratorError for anything else."""
     from popi_edge.seal import require_sealed
 
@@ -110,6 +112,14 @@ def messages_of(sealed: Any) -> list[tuple[str, str]]:
     except TypeError as e:
         raise GeneratorError(f"a generator takes only what the guard has sealed: {e}") from None
     return [(m.role, m.content) for m in known.messages]
+
+
+def _insist_prepared(generator: Generator, request: Request) -> None:
+    """Raise GeneratorError unless ``request`` is, byte for byte, what ``generator`` makes of something sealed."""
+    messages_of(request.sealed)
+    sealed: Any = request.sealed
+    if request not in [generator.prepare(sealed, stream=stream) for stream in (False, True)]:
+        raise GeneratorError("this request is not what the generator makes of the messages that were sealed")
 
 
 def deliver(
@@ -123,10 +133,11 @@ def deliver(
 ) -> Iteration[str, None, tuple[Reply, str]]:
     """Record, send, record the outcome; yields pieces of text, returns (reply, egress id).
 
-    The request's record is committed before the first byte goes out; when the log cannot be written, nothing
-    is sent. Raises StoreError, GeneratorError. A caller that stops half-way leaves the outcome "failed:
-    stopped by the caller".
+    The request's record is committed before the first byte goes out; when the log cannot be written, or the request
+    is not what ``generator`` prepared from something sealed, nothing is sent. Raises StoreError, GeneratorError. A
+    caller that stops half-way leaves the outcome "failed: stopped by the caller".
     """
+    _insist_prepared(generator, request)
     egress_id = log.request(
         generator.name, request.destination, request.headers, request.body,
         user=user, summary_id=summary_id, summary_version=summary_version,

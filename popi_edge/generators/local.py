@@ -15,6 +15,7 @@ from popi_edge.generators import IN_PROCESS, LOCAL, Reply, Request, Stream, coll
 
 if TYPE_CHECKING:
     from popi_edge.engines.base import Engine, Ids
+    from popi_edge.seal import Sealed
 
 
 NO_REPEAT = 4
@@ -38,7 +39,7 @@ class LocalGenerator:
     name: str = LOCAL
     remote: bool = False
 
-    def prepare(self, sealed: Any, *, stream: bool = False) -> Request:
+    def prepare(self, sealed: Sealed, *, stream: bool = False) -> Request:
         """The messages as canonical JSON: what the engine will be given. Raises GeneratorError."""
         import rfc8785
 
@@ -47,7 +48,7 @@ class LocalGenerator:
             body = rfc8785.dumps(messages)
         except (rfc8785.CanonicalizationError, UnicodeError):
             raise GeneratorError(f"generator {self.name}: a message is not valid Unicode (a lone surrogate)") from None
-        return Request(IN_PROCESS, {}, bytes(body))
+        return Request(IN_PROCESS, {}, bytes(body), sealed)
 
     def stream(self, request: Request) -> Stream:
         """Generate, yielding pieces of text; returns the Reply. Raises EngineError."""

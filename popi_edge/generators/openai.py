@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from popi_edge.errors import GeneratorError
 from popi_edge.generators import AnsweredBadly, Reply, Request, Stream, collect, messages_of
 from popi_edge.generators.wire import Deadline, Response, clean, post
+
+if TYPE_CHECKING:
+    from popi_edge.seal import Sealed
 
 MAX_REPLY_BYTES = 4 * 2**20
 MAX_ERROR_BYTES = 64 * 1024
@@ -52,7 +55,7 @@ class OpenAIGenerator:
         """How errors name this generator: its name and its host."""
         return f"generator {self.name} at {urlsplit(self.url).netloc}"
 
-    def prepare(self, sealed: Any, *, stream: bool = False) -> Request:
+    def prepare(self, sealed: Sealed, *, stream: bool = False) -> Request:
         """The exact bytes for this request; nothing is sent. Raises GeneratorError."""
         content: dict[str, Any] = {
             "model": self.model,
@@ -67,7 +70,8 @@ class OpenAIGenerator:
             body = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         except UnicodeEncodeError:
             raise GeneratorError(f"{self.who}: a message is not valid Unicode (a lone surrogate)") from None
-        return self.request(body, accept="text/event-stream" if stream else "application/json")
+        made = self.request(body, accept="text/event-stream" if stream else "application/json")
+        return replace(made, sealed=sealed)
 
     def request(self, body: bytes, *, accept: str = "application/json") -> Request:
         """A body with where it goes and its headers. Raises GeneratorError for a key that no header can carry."""
