@@ -78,6 +78,7 @@ def run(settings: Settings) -> Seen:
         if settings.models.is_dir():
             (home / "models").symlink_to(settings.models.resolve())
         environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",  # compiled modules beside their sources are not the main path's
             "POPI_HOME": str(home), "POPI_ENGINE": settings.engine, "POPI_MODEL": _bundle(settings.model),
             **({"POPI_THREADS": str(settings.threads)} if settings.threads else {}),
         }  # fmt: skip
