@@ -65,6 +65,15 @@ class Answer:
     summary: PreferenceSummary | None
 
 
+def own_words(home: Path) -> list[str]:
+    """The words that the person added to the lexicon, one a line of ``lexicon.txt``. Raises ConfigError."""
+    path = home / "lexicon.txt"
+    try:
+        return [w for w in path.read_text("utf-8").splitlines() if w.strip()] if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from None
+
+
 class Popi:
     """One person's (or household's) signals and summaries on this device. Use as a context manager."""
 
@@ -126,7 +135,7 @@ class Popi:
         """The closed vocabulary's words, the person's own among them."""
         from popi_edge.vocabulary import Lexicon
 
-        return Lexicon.load(self._own_words())
+        return Lexicon.load(own_words(self.settings.home))
 
     @property
     def egress(self) -> EgressLog:
@@ -134,13 +143,6 @@ class Popi:
         from popi_edge.egress import EgressLog
 
         return EgressLog(self.store)
-
-    def _own_words(self) -> list[str]:
-        path = self.settings.home / "lexicon.txt"
-        try:
-            return [w for w in path.read_text("utf-8").splitlines() if w.strip()] if path.is_file() else []
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: cannot be read: {e}") from None
 
     def _constraint(self) -> ClosedVocabulary | None:
         if not self.settings.closed_vocabulary:
@@ -212,7 +214,7 @@ class Popi:
         if allow:
             from popi_edge.models.bases import write_atomic
 
-            words = dict.fromkeys([*self._own_words(), *allow])
+            words = dict.fromkeys([*own_words(self.settings.home), *allow])
             write_atomic(self.settings.home / "lexicon.txt", "".join(w + "\n" for w in words).encode())
             self._mask = None
         last = self.store.latest_summary(user)
@@ -229,7 +231,7 @@ class Popi:
         from popi_edge.guard import verdict
         from popi_edge.vocabulary import Lexicon
 
-        lexicon = Lexicon.load([*self._own_words(), *extra])
+        lexicon = Lexicon.load([*own_words(self.settings.home), *extra])
         texts = ((s.signal.id, t) for s in self.store.each(user) for t in s.signal.texts())
         return verdict(text, texts, lexicon)
 

@@ -58,7 +58,8 @@ def tools() -> tuple[list[str], list[str]]:
     apart = ["unshare", "--user", "--map-root-user", "--net"]
     trace = ["strace", "-f", "-qq", "-e", "trace=network,open,openat,openat2,creat,rename,renameat,renameat2,mkdir,"
              "mkdirat,unlink,unlinkat,link,symlink", "-s", "256"]  # fmt: skip
-    return (apart if _works(apart) else []), (trace if _works([*trace, "-o", os.devnull]) else [])
+    apart = apart if _works(apart) else []
+    return apart, (trace if _works([*apart, *trace, "-o", os.devnull]) else [])  # together, as they are used
 
 
 def _works(words: Sequence[str]) -> bool:
