@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from popi_edge.config import Settings
 from popi_edge.errors import ConfigError, PopiError
+from popi_edge.models.bundle import Bundle, open_bundle
 
 OPEN = stat.S_IRWXG | stat.S_IRWXO
 
@@ -25,85 +28,77 @@ class Check:
 
 def checks(settings: Settings) -> Iterator[Check]:
     """Look at everything; what fails does not stop what comes after."""
-    rooms: tuple[tuple[str, Callable[[Settings], str]], ...] = (
-        ("python", _python), ("home", _home), ("store", _store), ("egress", _egress), ("lexicon", _lexicon),
-        ("bundle", _bundle), ("engine", _engine), ("keyring", _keyring),
+    bundle = functools.cache(lambda: open_bundle(settings.model, settings))
+    rooms: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("python", _python), ("home", lambda: _home(settings.home)), ("store", lambda: _store(settings.database)),
+        ("egress", lambda: _egress(settings.database)), ("lexicon", lambda: _lexicon(settings.home)),
+        ("bundle", lambda: f"{bundle().identity} on {bundle().model.name}"),
+        ("engine", lambda: _engine(bundle(), settings)), ("keyring", _keyring),
     )  # fmt: skip
     for name, look in rooms:
         try:
-            yield Check(name, True, look(settings))
+            yield Check(name, True, look())
         except PopiError as e:
             yield Check(name, False, " ".join(str(e).split()))
 
 
-def _python(_: Settings) -> str:
+def _python() -> str:
     from importlib.metadata import version
 
     return f"{sys.version.split()[0]}, popi-edge {version('popi-edge')}"
 
 
-def _home(settings: Settings) -> str:
-    home = settings.home
+def _home(home: Path) -> str:
     if not home.exists():
         return f"{home}: not there yet, made when it is needed"
-    if os.name == "posix":
-        for path in (home, *home.iterdir()):
-            mode = path.lstat().st_mode
-            if mode & OPEN and not stat.S_ISLNK(mode) and path.name != "models":
-                raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:04o}); run: chmod go-rwx {path}")
+    if os.name != "posix":
+        return f"{home}: who may read it is not looked at on this system"
+    for path in (home, *home.iterdir()):
+        mode = path.lstat().st_mode
+        if mode & OPEN and not stat.S_ISLNK(mode) and path.name != "models":
+            raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:04o}); run: chmod go-rwx {path}")
     return f"{home}: yours alone"
 
 
-def _store(settings: Settings) -> str:
+def _store(database: Path) -> str:
     from popi_edge.store import Store
 
-    if not settings.database.exists():
+    if not database.exists():
         return "empty"
-    with Store.open(settings.database) as store:
+    with Store.open(database) as store:
         users = store.users()
         return f"{sum(map(store.count, users))} signals of {len(users)} user{'s' * (len(users) != 1)}"
 
 
-def _egress(settings: Settings) -> str:
+def _egress(database: Path) -> str:
     from popi_edge.egress import EgressLog
     from popi_edge.store import Store
 
-    if not settings.database.exists():
+    if not database.exists():
         return "nothing was sent"
-    with Store.open(settings.database) as store:
+    with Store.open(database) as store:
         found = EgressLog(store).verify()
     if not found.ok:
         raise ConfigError(f"record {found.first_bad}: {found.why}")
     return f"{found.records} records, the chain holds"
 
 
-def _lexicon(settings: Settings) -> str:
-    from popi_edge.edge import Popi
+def _lexicon(home: Path) -> str:
+    from popi_edge import own_words
+    from popi_edge.vocabulary import Lexicon
 
-    if not settings.database.exists():
-        return "no words of your own"
-    with Popi.open(home=settings.home) as me:
-        return f"{len(me.lexicon.own)} words of your own"
+    return f"{len(Lexicon.load(own_words.read(home)).own)} words of your own"
 
 
-def _bundle(settings: Settings) -> str:
-    from popi_edge.models.bundle import open_bundle
-
-    bundle = open_bundle(settings.model, settings)
-    return f"{bundle.identity} on {bundle.model.name}"
-
-
-def _engine(settings: Settings) -> str:
-    from popi_edge.models.bundle import open_bundle
-
-    engine = open_bundle(settings.model, settings).engine(settings.engine, threads=settings.threads)
+def _engine(bundle: Bundle, settings: Settings) -> str:
+    engine = bundle.engine(settings.engine, threads=settings.threads)
     try:
         return f"{engine.name}: {engine.context_length:,} tokens of context"
     finally:
         engine.close()
 
 
-def _keyring(_: Settings) -> str:
+def _keyring() -> str:
     import keyring
 
     return f"{type(keyring.get_keyring()).__module__}"

@@ -46,9 +46,9 @@ class Watch:
             self.sockets.append(f"{event} {_address(args)}")
         elif event in PROCESSES:
             self.processes.append(f"{event} {str(args[0])[:200]}")
-        elif event in CHANGES or (event == "open" and _writes(args)):
-            self.files += [f for a in args[:2] if (f := _path(a))] if event != "open" else [_path(args[0])]
-        elif event == "sqlite3.connect":
+        elif event in CHANGES:
+            self.files += map(_path, args[:2])
+        elif event == "sqlite3.connect" or (event == "open" and _writes(args)):
             self.files.append(_path(args[0]))
 
 

@@ -58,7 +58,8 @@ def tools() -> tuple[list[str], list[str]]:
     apart = ["unshare", "--user", "--map-root-user", "--net"]
     trace = ["strace", "-f", "-qq", "-e", "trace=network,open,openat,openat2,creat,rename,renameat,renameat2,mkdir,"
              "mkdirat,unlink,unlinkat,link,symlink", "-s", "256"]  # fmt: skip
-    return (apart if _works(apart) else []), (trace if _works([*trace, "-o", os.devnull]) else [])
+    apart = apart if _works(apart) else []
+    return apart, (trace if _works([*apart, *trace, "-o", os.devnull]) else [])  # together, as they are used
 
 
 def _works(words: Sequence[str]) -> bool:
@@ -78,6 +79,7 @@ def run(settings: Settings) -> Seen:
         if settings.models.is_dir():
             (home / "models").symlink_to(settings.models.resolve())
         environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",  # compiled modules beside their sources are not the main path's
             "POPI_HOME": str(home), "POPI_ENGINE": settings.engine, "POPI_MODEL": _bundle(settings.model),
             **({"POPI_THREADS": str(settings.threads)} if settings.threads else {}),
         }  # fmt: skip

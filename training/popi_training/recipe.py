@@ -114,8 +114,8 @@ class Joint:
     (``popi_training.vllm_rollout``). ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
-    what the KL and π_ref are taken against. ``warm_generate``: θ learns only
-    in the first so many of them (0: in all); ``smoothing``: DPO's label smoothing then."""
+    what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many of them (0: in all);
+    ``smoothing``: DPO's label smoothing then."""
 
     schedule: str = "simultaneous"
     group: int = 4
