@@ -10,9 +10,9 @@ import pytest
 
 from popi_edge.errors import ConfigError
 from popi_training import blind
-from popi_training.corpus import FOLDER, Corpus, Pair, load
+from popi_training.corpus import FOLDER, Corpus, Pair
 
-PARTS = {False: load(), True: load(heldout=True)}
+PARTS = {part: blind.read_part(part) for part in blind.GUESSES}
 
 
 def perfect(corpus: Corpus) -> dict[str, list[str]]:
@@ -25,9 +25,9 @@ def rewritten(corpus: Corpus, pair: Pair) -> Corpus:
     return dataclasses.replace(corpus, pairs=[new if p is pair else p for p in corpus.pairs])
 
 
-@pytest.mark.parametrize("heldout", [False, True], ids=["training", "held out"])
-def test_committed_guesses_agree_in_every_dimension_and_none_is_unread(heldout: bool) -> None:
-    corpus, guesses = PARTS[heldout], blind.read_guesses(FOLDER / blind.GUESSES[heldout])
+@pytest.mark.parametrize("part", PARTS, ids=["training", "held out", "wide"])
+def test_committed_guesses_agree_in_every_dimension_and_none_is_unread(part: str) -> None:
+    corpus, guesses = PARTS[part], blind.read_guesses(FOLDER / blind.GUESSES[part])
     choice = blind.agreement(corpus, guesses, "choice")
     assert set(choice) == set(corpus.dimensions)
     for name, (asked, right, _) in choice.items():
@@ -36,14 +36,14 @@ def test_committed_guesses_agree_in_every_dimension_and_none_is_unread(heldout: 
 
 
 def test_the_open_question_is_answered_for_ten_pairs_of_every_dimension() -> None:
-    corpus, guesses = PARTS[False], blind.read_guesses(FOLDER / blind.GUESSES[False])
+    corpus, guesses = PARTS[""], blind.read_guesses(FOLDER / blind.GUESSES[""])
     for name, (asked, first, three) in blind.agreement(corpus, guesses, "open").items():
         assert asked == blind.OPEN_PAIRS, name
         assert blind.AGREEMENT * asked <= first <= three, name
 
 
 def test_a_changed_guess_lowers_the_agreement_of_its_dimension_alone() -> None:
-    corpus = PARTS[True]
+    corpus = PARTS["--heldout"]
     guesses = perfect(corpus)
     item = next(i for i in blind.items(corpus) if i.kind == "choice")
     before = blind.agreement(corpus, guesses, "choice")
@@ -56,7 +56,7 @@ def test_a_changed_guess_lowers_the_agreement_of_its_dimension_alone() -> None:
 
 
 def test_a_rewritten_reply_is_unread_until_it_is_guessed_anew() -> None:
-    corpus = PARTS[True]
+    corpus = PARTS["--heldout"]
     pair = corpus.pairs[0]
     new = rewritten(corpus, pair)
     asked, right, _ = blind.agreement(new, perfect(corpus), "choice")[pair.dimension]
@@ -65,7 +65,7 @@ def test_a_rewritten_reply_is_unread_until_it_is_guessed_anew() -> None:
 
 
 def test_an_open_answer_must_name_the_dimension_and_counts_among_three() -> None:
-    corpus = PARTS[True]
+    corpus = PARTS["--heldout"]
     item = next(i for i in blind.items(corpus) if i.kind == "open")
     answer = f"{item.dimension}:{item.answer}"
 
@@ -79,7 +79,7 @@ def test_an_open_answer_must_name_the_dimension_and_counts_among_three() -> None
 
 
 def test_one_reply_of_every_pair_is_shown_and_the_open_question_shows_the_other() -> None:
-    corpus = PARTS[False]
+    corpus = PARTS[""]
     asked = blind.items(corpus)
     assert len({i.id for i in asked}) == len(asked)
     texts = {kind: {i.text for i in asked if i.kind == kind} for kind in ("choice", "open")}
@@ -89,14 +89,14 @@ def test_one_reply_of_every_pair_is_shown_and_the_open_question_shows_the_other(
 
 
 def test_neither_the_order_of_the_poles_nor_the_order_of_questions_tells_the_answer() -> None:
-    asked = [i for i in blind.items(PARTS[False]) if i.kind == "choice"]
+    asked = [i for i in blind.items(PARTS[""]) if i.kind == "choice"]
     assert 0.45 < sum(i.poles[0] == i.answer for i in asked) / len(asked) < 0.55
     assert 0.45 < sum(min(i.poles) == i.answer for i in asked) / len(asked) < 0.55
     assert [i.dimension for i in asked] != sorted(i.dimension for i in asked)
 
 
 def test_the_sheets_hold_the_reply_and_nothing_that_tells_its_pole(tmp_path: Path) -> None:
-    corpus = PARTS[True]
+    corpus = PARTS["--heldout"]
     blind.sheets(corpus, tmp_path, parts=2)
     rows = {
         p.stem: [json.loads(line) for line in p.read_text("utf-8").split("\n")[:-1]] for p in tmp_path.glob("*.jsonl")

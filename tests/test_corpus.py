@@ -127,6 +127,23 @@ def test_the_held_out_part_is_read_on_its_own(tmp_path: Path) -> None:
         corpus.load(tmp_path / corpus.HELDOUT)
 
 
+def test_the_wide_part_adds_to_the_whole_and_may_name_its_dimensions(tmp_path: Path) -> None:
+    write(tmp_path, dimension(), PROMPT, PAIR)
+    replies = {"short": "word " * 6, "long": "word " * 180}
+    write(tmp_path / corpus.WIDE, PAIR | {"id": "w1", "replies": replies})
+    assert [p.id for p in corpus.load(tmp_path).pairs] == [PAIR["id"]]
+    assert [p.id for p in corpus.load(tmp_path, wide=True).pairs] == [PAIR["id"], "w1"]
+    write(tmp_path, dimension(), PROMPT, PAIR | {"replies": replies})
+    with pytest.raises(ConfigError, match=r"form\.jsonl, line 3: the short reply has 6 words; 15 to 90"):
+        corpus.load(tmp_path, wide=True)
+
+
+def test_the_wide_part_must_be_there_where_it_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, dimension(), PROMPT, PAIR)
+    with pytest.raises(ConfigError, match="wide: no corpus"):
+        corpus.load(tmp_path, wide=True)
+
+
 @pytest.mark.parametrize("heldout", [False, True])
 def test_a_missing_folder_is_named(heldout: bool, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.*: no corpus"):
@@ -139,6 +156,6 @@ def test_poles_of_unequal_length_are_seen(tmp_path: Path) -> None:
 
 
 def test_the_committed_corpus_keeps_its_rules() -> None:
-    made = corpus.load()
-    assert corpus.unbalanced(made) == []
-    assert {p.dimension for p in made.pairs} == set(made.dimensions)
+    for made in (corpus.load(), corpus.load(wide=True)):
+        assert corpus.unbalanced(made) == []
+        assert {p.dimension for p in made.pairs} == set(made.dimensions)

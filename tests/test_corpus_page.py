@@ -75,7 +75,7 @@ def test_a_changed_guess_changes_the_page(page: str, sources: corpus_page.Source
     guesses = dict(sources.guesses[0])
     first = next(iter(guesses))
     guesses[first] = ["nothing"]
-    changed = corpus_page.page(dataclasses.replace(sources, guesses=(guesses, sources.guesses[1])))
+    changed = corpus_page.page(dataclasses.replace(sources, guesses=(guesses, *sources.guesses[1:])))
     assert changed != page
 
 

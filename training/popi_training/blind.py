@@ -1,7 +1,7 @@
 """The blind check of the corpus: readers who did not write it name the pole of a reply from the reply alone.
 
-    python -m popi_training.blind sheets OUT [--heldout]    question sheets: what a reader sees, nothing else
-    python -m popi_training.blind score [--heldout]         agreement by dimension from the committed guesses
+    python -m popi_training.blind sheets OUT [--heldout | --wide]    question sheets: what a reader sees, nothing else
+    python -m popi_training.blind score [--heldout | --wide]         agreement by dimension from the committed guesses
 
 Two questions. ``choice``: one reply of every pair, drawn by seed, and the dimension's two poles. ``open``: the other
 reply of ten pairs a dimension, and only the list of all dimensions; up to three poles, the most evident first. An
@@ -25,7 +25,10 @@ from popi_training.corpus import FOLDER, Corpus, lines, load
 SEED = 20261124
 OPEN_PAIRS = 10
 AGREEMENT = 0.9
-GUESSES = {False: "blind/guesses.jsonl", True: "blind/guesses-heldout.jsonl"}
+GUESSES = {
+    "": "blind/guesses.jsonl", "--heldout": "blind/guesses-heldout.jsonl", "--wide": "blind/guesses-wide.jsonl",
+}  # fmt: skip
+"""Part of the corpus → what its readers said."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +125,26 @@ def missed(corpus: Corpus, guesses: dict[str, list[str]]) -> list[Item]:
     return [i for i in items(corpus) if i.kind == "choice" and i.id in guesses and guesses[i.id][0] not in i.answers]
 
 
+def read_part(part: str) -> Corpus:
+    """The corpus, or with ``--heldout`` or ``--wide`` that part of it. Raises ConfigError."""
+    corpus = load(heldout=part == "--heldout", wide=part == "--wide")
+    if part == "--wide":
+        whole = {pair.id for pair in load().pairs}
+        corpus.pairs = [pair for pair in corpus.pairs if pair.id not in whole]
+        asked = {pair.dimension for pair in corpus.pairs}
+        corpus.dimensions = {name: d for name, d in corpus.dimensions.items() if name in asked}
+    return corpus
+
+
 def main() -> None:
-    heldout = "--heldout" in sys.argv
+    part = next((a for a in sys.argv[1:] if a in GUESSES and a), "")
     try:
-        corpus = load(heldout=heldout)
-        match [a for a in sys.argv[1:] if a != "--heldout"]:
+        corpus = read_part(part)
+        match [a for a in sys.argv[1:] if a not in GUESSES]:
             case ["sheets", out]:
-                sheets(corpus, Path(out), parts=1 if heldout else 4)
+                sheets(corpus, Path(out), parts=1 if part == "--heldout" else 4)
             case ["score"]:
-                _score(corpus, FOLDER / GUESSES[heldout])
+                _score(corpus, FOLDER / GUESSES[part])
             case _:
                 sys.exit(__doc__)
     except (PopiError, OSError) as e:

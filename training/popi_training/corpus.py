@@ -1,11 +1,12 @@
 """The corpus: everyday prompts with contrasting replies along preference dimensions, and how people say each pole.
 
-    python -m popi_training.corpus [FOLDER] [--heldout]      checks every rule and prints a table
+    python -m popi_training.corpus [FOLDER] [--heldout | --wide]     checks every rule and prints a table
 
 One JSON Lines file a family; a line is a ``dimension`` (two or more poles, each with phrasings), a ``prompt`` or a
 ``pair`` (one reply for each of two poles to one prompt). Summaries keep to the lexicon, replies have 15 to 90 words.
 ``facts.jsonl`` holds what is no preference: a ``fact`` in a voice, and a ``reaction`` that does not say to what.
-The folder ``heldout`` has the same form and was written apart.
+The folder ``heldout`` has the same form and was written apart; ``wide`` adds to the whole more dimensions, short tasks
+and long replies (5 to 200 words), in lines that may name the dimensions of the whole.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "corpus"
 VOICES = ("summary", "statement", "post", "profile")
 PHRASINGS = 6
 HELDOUT = "heldout"
+WIDE = "wide"
 HELDOUT_PHRASINGS = 5
 REACTIONS = ("pleased", "displeased")
 SETS = ("train", "held")
 WORDS = (15, 90)
+WIDE_WORDS = (5, 200)
 BALANCE = 0.15
 """Most by which the mean length of a dimension's poles may differ, relative to the longer (``length`` excepted)."""
 
@@ -116,7 +119,7 @@ def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon, l
     return Dimension(str(row["id"]), family, str(row.get("about", "")), poles)
 
 
-def _pair(row: dict[str, Any], where: str, corpus: Corpus) -> Pair:
+def _pair(row: dict[str, Any], where: str, corpus: Corpus, limits: tuple[int, int]) -> Pair:
     dimension, prompt, replies = row.get("dimension"), row.get("prompt"), row.get("replies")
     if not (isinstance(dimension, str) and isinstance(prompt, str)) or not (
         dimension in corpus.dimensions and prompt in corpus.prompts
@@ -126,8 +129,8 @@ def _pair(row: dict[str, Any], where: str, corpus: Corpus) -> Pair:
     if not isinstance(replies, dict) or len(replies) != 2 or not set(replies) <= poles:
         raise ConfigError(f"{where}: replies must name two poles of {dimension}")
     for pole, text in replies.items():
-        if not isinstance(text, str) or not WORDS[0] <= words(text) <= WORDS[1]:
-            raise ConfigError(f"{where}: the {pole} reply has {words(str(text))} words; {WORDS[0]} to {WORDS[1]}")
+        if not isinstance(text, str) or not limits[0] <= words(text) <= limits[1]:
+            raise ConfigError(f"{where}: the {pole} reply has {words(str(text))} words; {limits[0]} to {limits[1]}")
     return Pair(str(row["id"]), dimension, prompt, dict(replies))
 
 
@@ -145,16 +148,17 @@ def _fact(row: dict[str, Any], where: str, corpus: Corpus) -> None:
     into.setdefault(set_, {}).setdefault(str(kind), []).append(text)
 
 
-def load(folder: Path = FOLDER, *, heldout: bool = False) -> Corpus:
-    """Read and check the whole corpus, or its held-out part. Raises ConfigError naming file and line of the first
-    rule broken."""
+def load(folder: Path = FOLDER, *, heldout: bool = False, wide: bool = False) -> Corpus:
+    """Read and check the whole corpus, with what ``wide`` adds to it or without, or its held-out part. Raises
+    ConfigError naming file and line of the first rule broken."""
     corpus, lexicon, seen = Corpus(), Lexicon.load(), set()
     least = HELDOUT_PHRASINGS if heldout else PHRASINGS
-    if heldout:
-        folder = folder / HELDOUT
-    if not any(folder.glob("*.jsonl")):
-        raise ConfigError(f"{folder}: no corpus (JSON Lines files) there")
-    for path in sorted(folder.glob("*.jsonl")):
+    parts = [folder / HELDOUT] if heldout else [folder, *([folder / WIDE] if wide else [])]
+    for part in parts:
+        if not any(part.glob("*.jsonl")):
+            raise ConfigError(f"{part}: no corpus (JSON Lines files) there")
+    for path in (path for part in parts for path in sorted(part.glob("*.jsonl"))):
+        limits = WIDE_WORDS if wide and path.parent == parts[-1] else WORDS
         for where, row in lines(path):
             if row.get("type") in ("fact", "reaction"):
                 _fact(row, where, corpus)
@@ -173,7 +177,7 @@ def load(folder: Path = FOLDER, *, heldout: bool = False) -> Corpus:
                         raise ConfigError(f"{where}: another prompt has the same text")
                     corpus.prompts[row["id"]] = row["text"]
                 case "pair":
-                    corpus.pairs.append(_pair(row, where, corpus))
+                    corpus.pairs.append(_pair(row, where, corpus, limits))
                 case other:
                     raise ConfigError(f"{where}: unknown type {other!r:.40}")
     return corpus
@@ -200,9 +204,11 @@ def unbalanced(corpus: Corpus) -> list[str]:
 
 
 def main() -> None:
-    words = [a for a in sys.argv[1:] if a != "--heldout"]
+    words = [a for a in sys.argv[1:] if a not in ("--heldout", "--wide")]
     try:
-        corpus = load(Path(words[0]) if words else FOLDER, heldout="--heldout" in sys.argv)
+        corpus = load(
+            Path(words[0]) if words else FOLDER, heldout="--heldout" in sys.argv, wide="--wide" in sys.argv
+        )
     except (PopiError, OSError) as e:
         sys.exit(f"corpus: {e}")
     for name, dimension in corpus.dimensions.items():

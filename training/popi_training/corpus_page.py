@@ -17,7 +17,7 @@ from typing import Any
 
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import bagofwords, blind, splits
-from popi_training.corpus import FOLDER, Corpus, Dimension, Pair, lengths, load
+from popi_training.corpus import FOLDER, Corpus, Dimension, Pair, lengths, words
 from popi_training.evaluate.journal import write_whole
 from popi_training.follow import CAN_FOLLOW
 
@@ -94,12 +94,26 @@ pairs a contrast is known to about ±0.15, so the mark is a rough one.
 """
 
 
+WIDE = """## The wide part
+
+Written later, in the same way, by eight writers at once that did not see the rest, for what the first part lacks:
+short tasks (reword, classify, define, name three …), long replies, and {new} dimensions more. {prompts} prompts and
+{pairs} pairs, replies of {shortest} to {longest} words, in [training/corpus/wide](../training/corpus/wide). A
+recipe trains on it with `data.wide = true`; no test set is made from it, and the held-out dimensions are not in it.
+That the replies of the first part are all well-meant was seen on the developing half of a real data set (friendly
+against unfriendly replies): `courtesy` and `sarcasm` are here because of it.
+
+Blind readers named the pole of {choice} by choice, and of {open} in the open, where the poles that show by absence
+(no sayings, no recap, no questions back) are hard to name from a list of forty dimensions.
+"""
+
+
 @dataclass(frozen=True)
 class Sources:
     """All that the page is made from. ``guesses`` and ``corpora``: the training part, then the held-out one."""
 
-    corpora: tuple[Corpus, Corpus]
-    guesses: tuple[dict[str, list[str]], dict[str, list[str]]]
+    corpora: tuple[Corpus, Corpus, Corpus]
+    guesses: tuple[dict[str, list[str]], ...]
     follow: dict[str, dict[str, Any]]
     split: splits.Splits
     words: dict[str, bagofwords.Result]
@@ -107,16 +121,16 @@ class Sources:
 
 def read() -> Sources:
     """Everything from the committed files. Raises ConfigError naming what is missing or damaged."""
-    train, held = load(), load(heldout=True)
+    train, held, wide = (blind.read_part(part) for part in blind.GUESSES)
     try:
         follow = json.loads(FOLLOW.read_text("utf-8"))["dimensions"]
         if missing := sorted(set(train.dimensions) - set(follow)):
             raise ConfigError(f"{FOLLOW.name}: nothing about {', '.join(missing)}; run popi_training.follow anew")
     except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{FOLLOW.name}: not what popi_training.follow writes: {e}") from None
-    guesses = tuple(blind.read_guesses(FOLDER / blind.GUESSES[part]) for part in (False, True))
+    guesses = tuple(blind.read_guesses(FOLDER / blind.GUESSES[part]) for part in blind.GUESSES)
     words = bagofwords.measure(train, held)
-    return Sources((train, held), (guesses[0], guesses[1]), follow, splits.read(), words)
+    return Sources((train, held, wide), guesses, follow, splits.read(), words)
 
 
 def examples(corpus: Corpus, dimension: str, n: int = SHOWN) -> list[Pair]:
@@ -141,11 +155,11 @@ def page(sources: Sources) -> str:
     for family in order:
         out.append(f"## {FAMILIES.get(family, family)}\n")
         out += [_section(sources, d) for d in families[family]]
-    return "\n".join(out)
+    return "\n".join([*out, _wide(sources)])
 
 
 def _introduction(sources: Sources) -> str:
-    train, held = sources.corpora
+    train, held, _ = sources.corpora
     results = sources.words.values()
 
     def named(part: int, kind: str) -> str:
@@ -177,6 +191,29 @@ def _introduction(sources: Sources) -> str:
         weak=sum(not sources.follow[d]["follows"] for d in train.dimensions),
         follow=CAN_FOLLOW,
     )
+
+
+def _wide(sources: Sources) -> str:
+    """What the wide part adds, dimension by dimension."""
+    train, _, wide = sources.corpora
+    choice, free = (blind.agreement(wide, sources.guesses[2], kind) for kind in ("choice", "open"))
+    shortest, longest = (f(words(t) for p in wide.pairs for t in p.replies.values()) for f in (min, max))
+
+    def whole(counts: dict[str, tuple[int, int, int]]) -> str:
+        return f"{sum(c[1] for c in counts.values()):,} of {sum(c[0] for c in counts.values()):,}"
+
+    text = WIDE.format(
+        prompts=len(set(wide.prompts) - set(train.prompts)), pairs=len(wide.pairs), shortest=shortest, longest=longest,
+        new=len(set(wide.dimensions) - set(train.dimensions)), choice=whole(choice), open=whole(free),
+    )  # fmt: skip
+    out = [text, "| dimension | about | pairs | mean words | choice | open |", "|---|---|---|---|---|---|"]
+    for name, dimension in wide.dimensions.items():
+        means = ", ".join(f"{pole} {n:.0f}" for pole, n in lengths(wide, name).items())
+        asked = [f"{c[name][1]}/{c[name][0]}" for c in (choice, free)]
+        about = dimension.about if name not in train.dimensions else "as above"
+        count = sum(p.dimension == name for p in wide.pairs)
+        out.append(f"| {name} | {about} | {count} | {means} | {' | '.join(asked)} |")
+    return "\n".join(out) + "\n"
 
 
 def _table(sources: Sources, names: list[str]) -> str:

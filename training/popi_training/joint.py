@@ -48,6 +48,8 @@ from popi_training.vllm_rollout import VllmRollouts
 
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
+AT_ONCE = 8
+"""Packed sequences that go through the model at once on another device than the CPU, which one would leave idle."""
 TOKENS = 2048
 """Tokens of prompts that are imitated together, the shorter ones padded."""
 Asked = tuple[str, Target]
@@ -87,6 +89,7 @@ class Joint(Trainer):
         self.make, self.dev = make, dev
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
+        self.chunk = TOGETHER if device == "cpu" else TOGETHER * AT_ONCE
         self.rollouts: Rollouts = TransformersRollouts(self.team.most)
 
     def maker(self) -> Callable[[int], list[Person]]:
@@ -193,7 +196,7 @@ class Joint(Trainer):
     def _rounds(self, asked: Sequence[Asked]) -> list[Sequence[Asked]]:
         """What is asked in chunks, and as many fillers as make them as many as any process has that must call the
         models as often."""
-        chunks = [asked[i : i + TOGETHER] for i in range(0, len(asked), TOGETHER)]
+        chunks = [asked[i : i + self.chunk] for i in range(0, len(asked), self.chunk)]
         return [*chunks, *[[("", FILLER)]] * (self.team.most(len(chunks)) - len(chunks))]
 
     @torch.no_grad()
@@ -202,10 +205,12 @@ class Joint(Trainer):
         before the other, so that a run that goes on gets the same numbers to the last bit."""
         new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
         new = list(dict.fromkeys(new))
-        for t in [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]:
-            value = float(self.ratios("reference", [("", t)])[0])
-            self._references[t] = value
-            self._references[Target(t.prompt, t.rejected, t.chosen)] = -value
+        asked = [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]
+        at_once = 1 if self.device == "cpu" else len(asked)
+        for some in (asked[i : i + at_once] for i in range(0, len(asked), max(1, at_once))):
+            for t, value in zip(some, self.ratios("reference", [("", t) for t in some]).tolist(), strict=True):
+                self._references[t] = value
+                self._references[Target(t.prompt, t.rejected, t.chosen)] = -value
         return torch.tensor([self._references[t] for t in wanted], device=self.device)
 
     def margins(self, asked: Sequence[Asked]) -> Tensor:
@@ -236,24 +241,28 @@ class Joint(Trainer):
         earned = [self.reward(group) for group in groups]
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
-        apart = [self._policy(group, len(groups) * self.team.size) for group in groups]
+        at_once = 1 if self.device == "cpu" else AT_ONCE
+        some = [groups[i : i + at_once] for i in range(0, len(groups), at_once)]
+        apart = [self._policy(each, len(groups) * self.team.size) for each in some]
         means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
-        return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(apart)}
+        return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(groups)}
 
-    def _policy(self, group: Group, people: int) -> float:
-        """Backward of a person's share of the policy loss and the KL; the mean KL a summary (nats)."""
-        j, packed = self.recipe.joint, pack([d.sample(group.prompt) for d in group.draws])
+    def _policy(self, groups: Sequence[Group], people: int) -> float:
+        """Backward of these groups' share of the policy loss and the KL; the sum of their mean KL a summary (nats)."""
+        j, packs = self.recipe.joint, [pack([d.sample(g.prompt) for d in g.draws]) for g in groups]
+        sizes = [n for packed in packs for n in packed.sizes]
         with torch.no_grad(), self.roles.playing("start") as model:
-            before = scored(model, [packed])
+            before = scored(model, packs)
         with self.roles.playing("infer") as model:
-            now = scored(model, [packed])
+            now = scored(model, packs)
             logits, were = now.logits[now.back] / j.temperature, before.logits[before.back] / j.temperature
             apart = objective.kl(logits, were, now.masks[now.row])
-            table = _padded(now.logprobs(j.temperature).split(packed.sizes))
-            mask = _padded([torch.ones(n, dtype=torch.bool, device=self.device) for n in packed.sizes])
-            drawn = _padded([table.new_tensor(d.logprobs) for d in group.draws])
-            policy = objective.policy_loss(table, drawn, mask, group.weights, clip=j.ratio)
-            kl = apart.sum() / len(group.draws)
+            table = _padded(now.logprobs(j.temperature).split(sizes))
+            mask = _padded([torch.ones(n, dtype=torch.bool, device=self.device) for n in sizes])
+            drawn = _padded([table.new_tensor(d.logprobs) for g in groups for d in g.draws])
+            weights = torch.cat([g.weights for g in groups])
+            policy = objective.policy_loss(table, drawn, mask, weights, clip=j.ratio) * len(groups)
+            kl = apart.sum() / j.group
             ((policy + j.kl * kl) / people).backward()  # type: ignore[no-untyped-call]
         return float(kl.detach())
 
@@ -283,7 +292,7 @@ class Joint(Trainer):
         total, right, plain = 0.0, 0.0, 0.0
         smoothing = j.smoothing if self.step < j.warm else 0.0
         for k, some in enumerate(self._rounds(asked)):
-            share = len(some) / whole if k * TOGETHER < len(asked) else 0.0
+            share = len(some) / whole if k * self.chunk < len(asked) else 0.0
             reference = self.references([t for _, t in some])
             with self.roles.playing("generate"):
                 likely = self.likelihoods("generate", some)

@@ -81,6 +81,15 @@ class Adapters:
         self.model = model
         self._rank, self._alpha, self._seed = rank, alpha, seed
         self._began: dict[str, str | None] = dict.fromkeys(BEGAN)
+        self._look()
+
+    def _look(self) -> None:
+        """Know the layers that have adapters, and what is trained: to look for them at every turn takes as long as a
+        GPU needs for the turn itself."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._trained = [p for name in TRAINED for p in base.lora_parameters(self.model, name).values()]
 
     def begin(self, role: str) -> None:
         """Keep ``infer`` or ``generate`` as it is now: what ``start`` or ``reference`` plays."""
@@ -88,19 +97,25 @@ class Adapters:
         base.with_lora(self.model, self._rank, self._alpha, self._seed, adapter=frozen)
         base.load_lora(self.model, base.lora_state(self.model, role), frozen)
         self._began[frozen] = frozen
+        self._look()
 
     @contextmanager
     def playing(self, role: str) -> Iterator[Any]:
         adapter = self._began.get(role) if role in BEGAN else role
-        if adapter is None:
-            with self.model.disable_adapter():
-                yield self.model
-        else:
-            self.model.set_adapter(adapter)
-            for name in TRAINED:  # setting one adapter freezes the others
-                for p in base.lora_parameters(self.model, name).values():
-                    p.requires_grad_(True)
+        for layer in self._layers:
+            if adapter is None:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter(adapter)
+        if adapter is not None:
+            for p in self._trained:  # setting one adapter freezes the others
+                p.requires_grad_(True)
+        try:
             yield self.model
+        finally:
+            if adapter is None:
+                for layer in self._layers:
+                    layer.enable_adapters(True)
         _put_away(self.model)
 
     def share_out(self, share: Callable[[Any], None]) -> None:

@@ -27,7 +27,7 @@ def batch(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) -> lis
 
 def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
     """The index-th couple of development: signals of training pairs, targets of the prompts kept for development."""
-    users = warm.couple(f"joint-dev:{index}", data.train, recipe.users, data.splits)
+    users = warm.couple(f"joint-dev:{index}", data.shown, recipe.users, data.splits)
     return [_person(user, data.dev, recipe.joint.pairs, recipe.seed) for user in users]
 
 

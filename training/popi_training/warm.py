@@ -39,10 +39,12 @@ EASY: dict[str, Any] = {
 
 @dataclass
 class Set:
-    """Training material, development material (pairs of other prompts), the split and the phrasings' weights."""
+    """Training material, development material (pairs of other prompts), the training material of the dimensions that
+    the latter has, the split and the phrasings' weights."""
 
     train: Material
     dev: Material
+    shown: Material
     splits: splits.Splits
     weights: dict[str, float]
     corpus: corpora.Corpus
@@ -52,7 +54,7 @@ class Set:
 def load(recipe: Recipe, where: Path) -> Set:
     """Read and check the data of a recipe. Raises ConfigError where something of it is held out."""
     folder = (where.parent / recipe.data.corpus).resolve() if recipe.data.corpus else corpora.FOLDER
-    corpus, heldout = corpora.load(folder), corpora.load(folder, heldout=True)
+    corpus, heldout = corpora.load(folder, wide=recipe.data.wide), corpora.load(folder, heldout=True)
     split = splits.read(folder / splits.FILE.name)
     dimensions = recipe.data.dimensions or tuple(d for d in corpus.dimensions if d not in split.dimensions)
     for name in dimensions:
@@ -64,8 +66,9 @@ def load(recipe: Recipe, where: Path) -> Set:
     train = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dimensions)
     dev = Material(corpus, pairs=lambda p: p.prompt in split.dev_prompts, dimensions=dimensions)
     _complete(recipe, train, dev, str(folder))
+    shown = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dev.dimensions)
     weights = _weights(folder / FOLLOW, recipe, corpus)
-    return Set(train, dev, split, weights, corpus, heldout)
+    return Set(train, dev, shown, split, weights, corpus, heldout)
 
 
 def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:
