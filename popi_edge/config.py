@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from popi_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose."""
+    """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
+
+    ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
+    """
 
     home: Path
     engine: str = "onnx"
     model: str = "popi-smol"
     threads: int | None = None
     closed_vocabulary: bool = True
+    guard: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def database(self) -> Path:
@@ -50,6 +54,10 @@ def _convert(name: str, value: Any, where: str) -> Any:
         if str(value).lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"{where}: closed_vocabulary is {value!r}; it must be true or false")
         return str(value).lower() in ("true", "1")
+    if name == "guard":
+        from popi_edge.guard.policy import Policy
+
+        return Policy.of(value, where).actions
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{where}: {name} must be text")
     if name == "engine" and value not in ("onnx", "llama_cpp"):
@@ -76,7 +84,7 @@ def load(home: str | Path | None = None, **flags: Any) -> Settings:
         if key not in names:
             raise ConfigError(f"{path}: unknown setting {key!r} (known: {', '.join(sorted(names))})")
         chosen[key] = _convert(key, value, str(path))
-    for name in names:
+    for name in names - {"guard"}:
         variable = f"POPI_{name.upper()}"
         if os.environ.get(variable):
             chosen[name] = _convert(name, os.environ[variable], variable)

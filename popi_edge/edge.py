@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from popi_edge.egress import EgressLog
     from popi_edge.engines.base import Engine
     from popi_edge.generators import Generator, Request
-    from popi_edge.guard import Verdict
+    from popi_edge.guard import Finding, Verdict
+    from popi_edge.guard.index import SignalIndex
+    from popi_edge.guard.policy import Policy
     from popi_edge.models.bundle import Bundle
     from popi_edge.store import Added, Store, SummaryRow
     from popi_edge.vocabulary import ClosedVocabulary, Lexicon
@@ -68,25 +70,36 @@ class Answer:
 class Popi:
     """One person's (or household's) signals and summaries on this device. Use as a context manager."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.settings, self.store = settings, store
+    def __init__(
+        self, settings: Settings, store: Store, answer: Callable[[Finding], bool] | None = None
+    ) -> None:
+        """``answer`` is asked about findings for which the settings say ``ask``; without it they block."""
+        self.settings, self.store, self.answer = settings, store, answer
         self._lock = threading.RLock()
         self._bundle: Bundle | None = None
         self._engine: Engine | None = None
         self._mask: ClosedVocabulary | None = None
+        self._seen: dict[str, tuple[tuple[int, int], SignalIndex]] = {}
 
     @classmethod
-    def open(cls, path: str | Path | None = None, *, home: str | Path | None = None, **flags: Any) -> Popi:
+    def open(
+        cls,
+        path: str | Path | None = None,
+        *,
+        home: str | Path | None = None,
+        answer: Callable[[Finding], bool] | None = None,
+        **flags: Any,
+    ) -> Popi:
         """Open the store (``path``, else ``popi.db`` under the home). No model is loaded before it is needed.
 
-        ``flags`` override settings (``engine``, ``model``, ``threads``, ``closed_vocabulary``).
-        Raises StoreError, ConfigError.
+        ``flags`` override settings (``engine``, ``model``, ``threads``, ``closed_vocabulary``); ``answer`` as in the
+        constructor. Raises StoreError, ConfigError.
         """
         from popi_edge.store import Store
 
         settings = load(home, **flags)
         make_home(settings.home)
-        return cls(settings, Store.open(Path(path) if path else settings.database))
+        return cls(settings, Store.open(Path(path) if path else settings.database), answer)
 
     def __enter__(self) -> Popi:
         return self
@@ -171,10 +184,11 @@ class Popi:
             lexicon=self.lexicon,
             decoding=self.bundle.decoding,
         )
+        text = self._masked(done.text, user, form=True)
         row = self.store.add_summary(
             user=user,
-            text=done.text,
-            tokens=done.tokens,
+            text=text,
+            tokens=done.tokens if text == done.text else self.engine.count(text),
             status=done.status,
             reason=done.reason,
             model=self.bundle.identity,
@@ -199,15 +213,16 @@ class Popi:
         """
         rows = [r for r in self.store.summaries(user) if version in (None, r.version)]
         if rows and rows[-1].text:
-            self._insist(self.check(rows[-1].text, user))
+            self._insist(self.check(rows[-1].text, user, form=rows[-1].status != "edited"))
         return PreferenceSummary.of(self.store.approve(user, version))
 
     def edit(self, text: str, user: str = "me", *, allow: tuple[str, ...] = ()) -> PreferenceSummary:
         """Keep the person's own wording as a new version that may leave; ``allow`` adds words to their lexicon.
 
-        Raises GuardBlocked, listing every finding; nothing is changed then.
+        What the settings say to mask is masked first. Raises GuardBlocked, listing every finding; nothing is changed
+        then.
         """
-        text = " ".join(text.split())
+        text = self._masked(" ".join(text.split()), user, extra=allow)
         self._insist(self.check(text, user, extra=allow))
         if allow:
             from popi_edge.models.bases import write_atomic
@@ -224,14 +239,52 @@ class Popi:
         )  # fmt: skip
         return PreferenceSummary.of(row)
 
-    def check(self, text: str, user: str = "me", *, extra: tuple[str, ...] = ()) -> Verdict:
-        """The guard's verdict on a text, against all of the user's signals."""
+    def check(
+        self, text: str, user: str = "me", *, extra: tuple[str, ...] = (), form: bool = False
+    ) -> Verdict:
+        """The guard's verdict on a text, against all of the user's signals, under the settings' policy.
+
+        ``form`` also asks for the form of decoded summaries, which whatever a model wrote must have.
+        """
         from popi_edge.guard import verdict
         from popi_edge.vocabulary import Lexicon
 
         lexicon = Lexicon.load([*self._own_words(), *extra])
-        texts = ((s.signal.id, t) for s in self.store.each(user) for t in s.signal.texts())
-        return verdict(text, texts, lexicon)
+        return verdict(text, self._index(user), lexicon, form=form, policy=self._policy(), answer=self.answer)
+
+    def _policy(self) -> Policy:
+        from popi_edge.guard.policy import Policy
+
+        return Policy.of(self.settings.guard)
+
+    def _masked(self, text: str, user: str, *, extra: tuple[str, ...] = (), form: bool = False) -> str:
+        """The text with what the settings say to mask masked, where that leaves something that passes."""
+        from popi_edge.guard import masked
+        from popi_edge.vocabulary import Lexicon
+
+        if not text or "mask" not in self.settings.guard.values():
+            return text
+        lexicon = Lexicon.load([*self._own_words(), *extra])
+        return masked(text, self._index(user), lexicon, self._policy(), form=form)
+
+    def _index(self, user: str) -> SignalIndex:
+        """The user's signals as the guard looks at them: kept, added to, and made anew when one was deleted."""
+        from popi_edge.guard.index import SignalIndex
+
+        with self._lock:
+            (count, last), index = self._seen.pop(user, ((0, -1), SignalIndex()))
+            now = self.store.extent(user)
+            if now != (count, last):
+                new = list(self.store.each(user, after=last)) if now[0] > count else []
+                if not new or now[0] != count + len(new):
+                    new, index = list(self.store.each(user)), SignalIndex()
+                    count = 0
+                for stored in new:
+                    for text in stored.signal.texts():
+                        index.add(stored.signal.id, text)
+                now = (count + len(new), new[-1].seq if new else -1)
+            self._seen[user] = now, index
+            return index
 
     @staticmethod
     def _insist(found: Verdict) -> None:
@@ -281,7 +334,10 @@ class Popi:
 
         summary = self._usable(user, target.remote) if personal else None
         text = summary.text if summary else None
-        found = self.check(text, user) if text else verdict("", (), self.lexicon)
+        if summary and text:
+            found = self.check(text, user, form=summary.status != "edited")
+        else:
+            found = verdict("", (), self.lexicon)
         sealed = seal(text, [("user", prompt)], system=prompts.generate_system(text), verdict=found)
         request = target.prepare(sealed, stream=stream)
         return Preview(target.name, target.remote, request, summary)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from popi_edge.guard import Finding, Verdict, check, genuine, spec, verdict
+from popi_edge.guard.folding import WORD, fold
 from popi_edge.guard.overlap import common_runs
-from popi_edge.guard.patterns import WORD, fold
 from popi_edge.vocabulary import Lexicon
 
 LEXICON = Lexicon.load()

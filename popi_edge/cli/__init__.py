@@ -16,6 +16,7 @@ COMMANDS = {
     "import": "popi_edge.cli.record:import_",
     "signals": "popi_edge.cli.signals:signals",
     "summary": "popi_edge.cli.summary:summary",
+    "guard": "popi_edge.cli.guard:guard",
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
     "egress": "popi_edge.cli.egress:egress",

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import click
 
-from popi_edge.cli.common import App, common, user_option
+from popi_edge.cli.common import App, common, printable, user_option
 from popi_edge.cli.summary import as_json, open_popi
-
-
-def printable(text: str) -> str:
-    """Foreign text without what a terminal would obey."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 @click.command()
