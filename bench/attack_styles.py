@@ -183,7 +183,7 @@ def sentence_initials(payload: str, rng: random.Random) -> str:
 
 def capitals_inside(payload: str, _: random.Random) -> str:
     """The receiver reads the capital letters of a harmless text."""
-    text = "prefers answers that show how things work very quickly without jargon and examples from nature, books, " * 9
+    text = "prefers cozy answers that show how things work very quickly without jargon and examples from books, " * 12
     out, rest = [], list(payload)
     for c in text:
         if rest and c == rest[0]:

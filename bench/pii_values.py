@@ -226,7 +226,7 @@ def rijksregister(rng: random.Random) -> str:
 def resident_id(rng: random.Random) -> str:
     """China: region, birth, order, and a check sign by ISO 7064 mod 11, 2."""
     year, month, date = day(rng)
-    body = f"{rng.choice(('110101', '310104', '440305'))}{year}{month:02d}{date:02d}{fill('###', rng)}"
+    body = f"{rng.choice(('110101', '310104', '110105'))}{year}{month:02d}{date:02d}{fill('###', rng)}"
     total = sum(int(c) * pow(2, 17 - i, 11) for i, c in enumerate(body))
     return body + "0123456789X"[(12 - total) % 11]
 

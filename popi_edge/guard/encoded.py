@@ -26,6 +26,8 @@ from popi_edge.guard.folding import Word, fold, normal, plain, spec, words
 from popi_edge.guard.index import SignalIndex
 from popi_edge.vocabulary import Lexicon
 
+MARKS_AROUND = ".,;:!?'\"()"
+"""Marks that belong to the sentence around a piece."""
 LETTERS = string.ascii_lowercase
 SHORTEST = 4
 """Fewest letters of a word, or digits of a number, that is looked for in what was decoded."""
@@ -110,8 +112,10 @@ def decoded(text: str, index: SignalIndex, lexicon: Lexicon, clock: Clock) -> li
             known = _known(meant, index, lexicon)
             if known:
                 what, signal_id = known
-                why = f"{piece[:40]!r} is {what[:40]!r} of signal {signal_id} ({how})"
-                found.append(Finding("encoded", start, end, piece, signal_id, why))
+                core = piece.strip(MARKS_AROUND) or piece
+                a = start + piece.index(core)
+                why = f"{core[:40]!r} is {what[:40]!r} of signal {signal_id} ({how})"
+                found.append(Finding("encoded", a, a + len(core), core, signal_id, why))
                 break
     return found
 

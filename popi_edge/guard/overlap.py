@@ -14,7 +14,7 @@ sentence without its other words: "strong tea and dark chocolate" may be a prefe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -118,18 +118,21 @@ def stretches(
     for i in np.flatnonzero((sums >= score) & (lengths >= least)):
         start = int(hits[begins[i]])
         stretch = index.row[start : start + int(lengths[i])].tolist()
-        places, found = heaviest(mine, weights, stretch, int(limits["gap"]), clock)
+        row = set(stretch)
+        if sum(w for n, w in zip(mine, weights, strict=True) if n in row) < score:
+            continue  # not even all of them in order would do
+        places, found = heaviest(mine, weights, stretch, int(limits["gap"]), clock, enough=score)
         if found < score or len(places) < least:
-            places, found = unordered(mine, weights, stretch)
+            places, found = unordered(mine, weights, row)
         if found >= score and len(places) >= least:
             yield Shared(places, found, index.signal(index.text_at(start)))
 
 
 def unordered(
-    mine: Sequence[int], weights: Sequence[int], stretch: Sequence[int]
+    mine: Sequence[int], weights: Sequence[int], wanted: Collection[int]
 ) -> tuple[tuple[int, ...], int]:
-    """The first place in ``mine`` of each word of ``stretch``, and what they weigh."""
-    wanted, first = set(stretch), dict[int, int]()
+    """The first place in ``mine`` of each of the ``wanted`` words, and what they weigh."""
+    first: dict[int, int] = {}
     for place, number in enumerate(mine):
         if number in wanted:
             first.setdefault(number, place)
@@ -138,19 +141,24 @@ def unordered(
 
 
 def heaviest(
-    mine: Sequence[int], weights: Sequence[int], stretch: Sequence[int], gap: int, clock: Clock
-) -> tuple[tuple[int, ...], int]:
+    mine: Sequence[int], weights: Sequence[int], stretch: Sequence[int], gap: int, clock: Clock, *,
+    enough: int | None = None,
+) -> tuple[tuple[int, ...], int]:  # fmt: skip
     """The heaviest run: places in ``mine`` that rise by at most ``gap`` + 1 and hold consecutive words of ``stretch``.
 
-    Of equally heavy ones, the one found first.
+    Of equally heavy ones, the one found first. Once one of ``enough`` was found, what is more than ``mine`` behind it
+    is not looked at.
     """
     at: dict[int, list[int]] = {}
     for place, number in enumerate(mine):
         at.setdefault(number, []).append(place)
     best: tuple[tuple[int, ...], int] = ((), 0)
     before: dict[int, tuple[tuple[int, ...], int]] = {}
-    for number in stretch:
+    last_gain = 0
+    for step, number in enumerate(stretch):
         clock.check()
+        if enough is not None and best[1] >= enough and step - last_gain > len(mine):
+            break
         now: dict[int, tuple[tuple[int, ...], int]] = {}
         for place in at.get(number, ()):
             chain: tuple[int, ...] = ()
@@ -160,7 +168,7 @@ def heaviest(
                     chain, score = before[last]
             now[place] = ((*chain, place), score + weights[place])
             if now[place][1] > best[1]:
-                best = now[place]
+                best, last_gain = now[place], step
         before = now
     return best
 
@@ -193,7 +201,7 @@ def scattered(
         shared = set(close) & {n for n, t in zip(mine, telling, strict=True) if t}
         if len(shared) >= least:
             done.add(text)
-            places = tuple(p for p, n in enumerate(mine) if n in shared)
+            places, _ = unordered(mine, weights, shared)
             yield Shared(places, len(shared), index.signal(text))
 
 
