@@ -134,6 +134,19 @@ def test_a_guard_without_time_blocks() -> None:
         assert check(text, signals, LEXICON) == ()
 
 
+def test_a_rule_that_could_not_decide_blocks_whatever_the_policy_says() -> None:
+    def broken() -> object:
+        yield "s", 5
+
+    for setting in ("ask", "mask"):
+        some = policy(default=setting)
+        given = verdict("Likes tea.", broken(), LEXICON, policy=some, answer=lambda _: True)  # type: ignore[arg-type]
+        assert not given.ok and given.findings[0].action == "block" and given.findings[0].failed
+        assert masked("Likes 5 teas.", broken(), LEXICON, some) == "Likes 5 teas."  # type: ignore[arg-type]
+    (found,) = check("Likes tea.", SIGNALS, LEXICON, seconds="soon")  # type: ignore[arg-type]
+    assert found.failed and found.rule == "text"
+
+
 def test_signals_without_end_block_when_the_time_is_over() -> None:
     def forever() -> object:
         while True:

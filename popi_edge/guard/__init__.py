@@ -65,17 +65,21 @@ def check(
     done by then blocks.
     """
     if not isinstance(text, str):
-        return (Finding("text", 0, 0, "", None, "what the guard was given is not text"),)
-    if not text:
-        return ()
+        return (Finding("text", 0, 0, "", None, "what the guard was given is not text", failed=True),)
     try:
-        limits = spec()["limits"]
-        if len(text) > limits["characters"]:
-            why = f"a text of {len(text):,} characters is no summary (the limit is {limits['characters']:,})"
-            return (Finding("size", 0, len(text), text[:60], None, why),)
-        clock = Clock(float(limits["seconds"]) if seconds is None else seconds)
+        return _checked(text, signals, lexicon, form, seconds) if text else ()
     except Exception as e:
-        return (_failed("size", text, e),)
+        return (_failed("text", text, e),)
+
+
+def _checked(
+    text: str, signals: SignalIndex | Iterable[SignalText], lexicon: Lexicon, form: bool, seconds: float | None
+) -> tuple[Finding, ...]:
+    limits = spec()["limits"]
+    if len(text) > limits["characters"]:
+        why = f"a text of {len(text):,} characters is no summary (the limit is {limits['characters']:,})"
+        return (Finding("size", 0, len(text), text[:60], None, why),)
+    clock = Clock(float(limits["seconds"]) if seconds is None else seconds)
     index, broken = _indexed(signals, clock)
     found = [] if broken is None else [_failed("overlap", text, broken)]
     for name, rule in _rules(text, index, lexicon, form, clock):
@@ -86,11 +90,8 @@ def check(
             found += rule()
         except Exception as e:  # a rule that cannot decide must not let anything through
             found.append(_failed(name, text, e))
-    try:
-        found = [_traced(f, index) for f in _distinct(found)]
-    except Exception as e:
-        found.append(_failed("overlap", text, e))
-    return tuple(sorted(found, key=lambda f: (f.start, f.end, f.rule)))
+    traced = [_traced(f, index) for f in _distinct(found)]
+    return tuple(sorted(traced, key=lambda f: (f.start, f.end, f.rule)))
 
 
 def _distinct(found: list[Finding]) -> list[Finding]:
@@ -148,14 +149,14 @@ def _indexed(signals: SignalIndex | Iterable[SignalText], clock: Clock) -> tuple
 
 def _failed(rule: str, text: str, error: Exception) -> Finding:
     why = f"the guard's rule {rule!r} failed ({type(error).__name__}), so nothing may leave"
-    return Finding(rule, 0, len(text), text[:60], None, why)
+    return Finding(rule, 0, len(text), text[:60], None, why, failed=True)
 
 
 def _traced(found: Finding, index: SignalIndex) -> Finding:
     """A finding with the signal that it stands in, where one has it word for word."""
     from popi_edge.guard.folding import words
 
-    if found.signal_id is not None or found.rule in ("form", "hidden", "marks", "size"):
+    if found.signal_id is not None or found.failed or found.rule in ("form", "hidden", "marks", "size"):
         return found
     some = [w.text for w in words(found.excerpt)]
     digits = "".join(c for w in some for c in w if c.isdigit())

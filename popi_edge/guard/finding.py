@@ -22,7 +22,8 @@ class Finding:
     """One reason to block: characters ``start`` to ``end`` of the text, and the signal they come from, if any.
 
     ``by`` names who found it: the shared rules, or a Python library on top of them. ``action`` is what the policy says:
-    block, mask or ask; whichever it is, a text with a finding does not pass.
+    block, mask or ask; whichever it is, a text with a finding does not pass. ``failed``: the rule could not decide,
+    which always blocks.
     """
 
     rule: str
@@ -33,6 +34,7 @@ class Finding:
     message: str
     by: str = OWN
     action: str = "block"
+    failed: bool = False
 
 
 class Clock:

@@ -50,8 +50,10 @@ class Policy:
         return action
 
     def applied(self, found: Iterable[Finding]) -> tuple[Finding, ...]:
-        """The findings, each with its action."""
-        return tuple(dataclasses.replace(f, action=self.action(f.rule)) for f in found)
+        """The findings, each with its action. Where a rule could not decide, that is to block, whatever was set."""
+        return tuple(
+            dataclasses.replace(f, action="block" if f.failed else self.action(f.rule)) for f in found
+        )
 
 
 def mask(text: str, found: Iterable[Finding]) -> str:
