@@ -3,5 +3,9 @@
 startup.py         what ``import popi_edge`` costs over bare Python, against the limit of 100 ms
 engine.py          prefill, decode, memory of an engine against bare llama.cpp on the same tokens, in one run
 training.py        one joint training step against TRL doing the same job: time of its parts, peak memory
+guard_attacks.py   made-up secrets in summaries that an attacker made: how many get past the guard
+guard_false_alarms.py   how many summaries that say nothing but a preference are blocked
+guard_pii.py       made-up personal data of 20 countries and look-alikes: recall and false alarms by kind
+guard_speed.py     what a check costs, by number of signals
 first_summary.py   cold process → first summary of 30 signals, against a bare llama.cpp process on the same tokens
 """

@@ -5,6 +5,7 @@ The half of ``Popi`` that stands between a draft and a generator: nothing leaves
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from popi_edge.diff import Change
     from popi_edge.engines.base import Engine
     from popi_edge.explain import Explanation
-    from popi_edge.guard import Verdict
+    from popi_edge.guard import Finding, Verdict
+    from popi_edge.guard.index import SignalIndex
     from popi_edge.guard.overrule import Overruled
+    from popi_edge.guard.policy import Policy
     from popi_edge.models.bundle import Bundle
     from popi_edge.store import Store
     from popi_edge.versions import SummaryRow
@@ -65,7 +68,10 @@ class Approval:
 
     settings: Settings
     store: Store
+    answer: Callable[[Finding], bool] | None
     _mask: ClosedVocabulary | None
+    _lock: threading.RLock
+    _seen: dict[str, tuple[tuple[int, int], SignalIndex]]
 
     if TYPE_CHECKING:
 
@@ -125,7 +131,7 @@ class Approval:
         Raises NotApproved, StoreError; GuardBlocked when the guard finds something in it.
         """
         row = self.store.summary_version(user, version)
-        self._insist(self.check(row.text, user, overruled=row.overruled))
+        self._insist(self._judged(row, user))
         return PreferenceSummary.of(self.store.approve(user, row.version))
 
     def revoke(self, user: str = "me", version: int | None = None) -> list[PreferenceSummary]:
@@ -147,7 +153,7 @@ class Approval:
                 raise StoreError(f"summary version {version} is {row.status}: it has no text to go back to")
             if row.version == last.version:
                 raise StoreError(f"summary version {version} is the newest already")
-            self._insist(self.check(row.text, user, overruled=row.overruled))
+            self._insist(self._judged(row, user))
             made = self.store.add_summary(
                 user=user, text=row.text, tokens=row.tokens, reason=f"version {version} again", model=row.model,
                 status=row.status if row.status in ("approved", "edited") else "draft", contract=row.contract,
@@ -160,17 +166,21 @@ class Approval:
     ) -> PreferenceSummary:
         """Keep the person's own wording as a new version that may leave; ``allow`` adds words to their lexicon.
 
-        ``overrule`` names words for this version alone: a finding all of whose words are named is let stand, and
+        What the settings say to mask is masked first, and what they say to ask about is asked. ``overrule`` names words
+        for this version alone: a finding all of whose words are named, or that was answered for, is let stand, and
         recorded with it. Raises GuardBlocked listing every other finding, ConfigError for a name that is in none;
         nothing is changed then.
         """
         from popi_edge import own_words, vocabulary
+        from popi_edge.guard.overrule import accepted
         from popi_edge.guard.overrule import overrule as let_stand
 
-        text = " ".join(text.split())
-        found = self.check(text, user, extra=allow).findings
+        text = self._masked(" ".join(text.split()), user, extra=allow)
+        found = self.check(text, user, extra=allow, asking=False).findings
         overruled = let_stand(text, found, overrule)
-        self._insist(self.check(text, user, extra=allow, overruled=overruled))
+        passed = self.check(text, user, extra=allow, overruled=overruled)
+        self._insist(passed)
+        overruled += accepted(text, passed.overruled)
         tokens = self.engine.count(text)
         with self.store.transaction():
             last = self.store.latest_summary(user)
@@ -223,15 +233,60 @@ class Approval:
         return PreferenceSummary.of(row), done
 
     def check(
-        self, text: str, user: str = "me", *, extra: tuple[str, ...] = (), overruled: tuple[Overruled, ...] = ()
-    ) -> Verdict:
-        """The guard's verdict on a text, against all of the user's signals, but for what the person ``overruled``."""
+        self, text: str, user: str = "me", *, extra: tuple[str, ...] = (), form: bool = False,
+        overruled: tuple[Overruled, ...] = (), asking: bool = True,
+    ) -> Verdict:  # fmt: skip
+        """The guard's verdict on a text, against all of the user's signals, under the settings' policy, but for what
+        the person ``overruled``; unless it is ``asking``, what it would ask about is a finding.
+
+        ``form`` also asks for the form of decoded summaries, which whatever a model wrote must have.
+        """
         from popi_edge.guard import verdict
         from popi_edge.vocabulary import Lexicon
 
         lexicon = Lexicon.load([*self.own_words(), *extra])
-        texts = ((s.signal.id, t) for s in self.store.each(user) for t in s.signal.texts())
-        return verdict(text, texts, lexicon, overruled=overruled)
+        return verdict(
+            text, self._index(user), lexicon, form=form, policy=self._policy(),
+            answer=self.answer if asking else None, overruled=overruled,
+        )  # fmt: skip
+
+    def _judged(self, version: SummaryRow | PreferenceSummary, user: str) -> Verdict:
+        """The verdict on a version: on its form too, unless a person wrote it."""
+        return self.check(version.text, user, form=version.model != "person", overruled=version.overruled)
+
+    def _policy(self) -> Policy:
+        from popi_edge.guard.policy import Policy
+
+        return Policy.of(self.settings.guard)
+
+    def _masked(self, text: str, user: str, *, extra: tuple[str, ...] = (), form: bool = False) -> str:
+        """The text with what the settings say to mask masked, where that leaves something that passes."""
+        from popi_edge.guard import masked
+        from popi_edge.vocabulary import Lexicon
+
+        if not text or "mask" not in self.settings.guard.values():
+            return text
+        lexicon = Lexicon.load([*self.own_words(), *extra])
+        return masked(text, self._index(user), lexicon, self._policy(), form=form)
+
+    def _index(self, user: str) -> SignalIndex:
+        """The user's signals as the guard looks at them: kept, added to, and made anew when one was deleted."""
+        from popi_edge.guard.index import SignalIndex
+
+        with self._lock:
+            (count, last), index = self._seen.pop(user, ((0, -1), SignalIndex()))
+            now = self.store.extent(user)
+            if now != (count, last):
+                new = list(self.store.each(user, after=last)) if now[0] > count else []
+                if not new or now[0] != count + len(new):
+                    new, index = list(self.store.each(user)), SignalIndex()
+                    count = 0
+                for stored in new:
+                    for text in stored.signal.texts():
+                        index.add(stored.signal.id, text)
+                now = (count + len(new), new[-1].seq if new else -1)
+            self._seen[user] = now, index
+            return index
 
     @staticmethod
     def _insist(found: Verdict) -> None:

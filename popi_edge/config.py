@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ class Settings:
     """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
 
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
+    ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """
 
     home: Path
@@ -25,6 +26,7 @@ class Settings:
     threads: int | None = None
     closed_vocabulary: bool = True
     trusted_keys: tuple[str, ...] = ()
+    guard: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def database(self) -> Path:
@@ -56,6 +58,10 @@ def _convert(name: str, value: Any, where: str) -> Any:
         return str(value).lower() in ("true", "1")
     if name == "trusted_keys":
         return _keys(value, where)
+    if name == "guard":
+        from popi_edge.guard.policy import Policy
+
+        return Policy.of(value, where).actions
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{where}: {name} must be text")
     if name == "engine" and value not in ("onnx", "llama_cpp"):
@@ -95,7 +101,7 @@ def load(home: str | Path | None = None, **flags: Any) -> Settings:
         if key not in names:
             raise ConfigError(f"{path}: unknown setting {key!r} (known: {', '.join(sorted(names))})")
         chosen[key] = _convert(key, value, str(path))
-    for name in names:
+    for name in names - {"guard"}:
         variable = f"POPI_{name.upper()}"
         if os.environ.get(variable):
             chosen[name] = _convert(name, os.environ[variable], variable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from popi_edge.egress import EgressLog
     from popi_edge.engines.base import Engine
     from popi_edge.generators import Generator, Request
+    from popi_edge.guard import Finding
+    from popi_edge.guard.index import SignalIndex
     from popi_edge.models.bundle import Bundle
     from popi_edge.store import Added, Store
     from popi_edge.vocabulary import ClosedVocabulary, Lexicon
@@ -46,27 +48,39 @@ class Answer:
 class Popi(Approval):
     """One person's (or household's) signals and summaries on this device. Use as a context manager."""
 
-    def __init__(self, settings: Settings, store: Store, *, egress: EgressLog | None = None) -> None:
-        """``egress``: the log to use, where it is not the store's with its head in the keyring."""
-        self.settings, self.store = settings, store
+    def __init__(
+        self, settings: Settings, store: Store, answer: Callable[[Finding], bool] | None = None, *,
+        egress: EgressLog | None = None,
+    ) -> None:  # fmt: skip
+        """``answer`` is asked about findings for which the settings say ``ask``; without it they block. ``egress``: the
+        log to use, where it is not the store's with its head in the keyring."""
+        self.settings, self.store, self.answer = settings, store, answer
         self._egress = egress
         self._lock = threading.RLock()
         self._bundle: Bundle | None = None
         self._engine: Engine | None = None
         self._mask: ClosedVocabulary | None = None
+        self._seen: dict[str, tuple[tuple[int, int], SignalIndex]] = {}
 
     @classmethod
-    def open(cls, path: str | Path | None = None, *, home: str | Path | None = None, **flags: Any) -> Popi:
+    def open(
+        cls,
+        path: str | Path | None = None,
+        *,
+        home: str | Path | None = None,
+        answer: Callable[[Finding], bool] | None = None,
+        **flags: Any,
+    ) -> Popi:
         """Open the store (``path``, else ``popi.db`` under the home). No model is loaded before it is needed.
 
-        ``flags`` override settings (``engine``, ``model``, ``threads``, ``closed_vocabulary``).
-        Raises StoreError, ConfigError.
+        ``flags`` override settings (``engine``, ``model``, ``threads``, ``closed_vocabulary``); ``answer`` as in the
+        constructor. Raises StoreError, ConfigError.
         """
         from popi_edge.store import Store
 
         settings = load(home, **flags)
         make_home(settings.home)
-        return cls(settings, Store.open(Path(path) if path else settings.database))
+        return cls(settings, Store.open(Path(path) if path else settings.database), answer)
 
     def __enter__(self) -> Popi:
         return self
@@ -146,10 +160,11 @@ class Popi(Approval):
             lexicon=self.lexicon,
             decoding=self.bundle.decoding,
         )
+        text = self._masked(done.text, user, form=True)
         row = self.store.add_summary(
             user=user,
-            text=done.text,
-            tokens=done.tokens,
+            text=text,
+            tokens=done.tokens if text == done.text else self.engine.count(text),
             status=done.status,
             reason=done.reason,
             model=self.bundle.identity,
@@ -198,7 +213,7 @@ class Popi(Approval):
 
         summary = self._usable(user, target.remote) if personal else None
         text = summary.text if summary else ""
-        found = self.check(text, user, overruled=summary.overruled) if summary else verdict("", (), self.lexicon)
+        found = self._judged(summary, user) if summary else verdict("", (), self.lexicon)
         sealed = seal(text, [("user", prompt)], system=prompts.generate_system(text), verdict=found)
         request = target.prepare(sealed, stream=stream)
         return Preview(target.name, target.remote, request, summary)

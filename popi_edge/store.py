@@ -192,10 +192,15 @@ class Store(Versions):
         rows = self._rows("signals", where, args, order_by="seq desc" if newest else "seq", limit=limit)
         return [self._signal(row) for row in (reversed(rows) if newest else rows)]
 
-    def each(self, user: str = "me", *, kinds: Iterable[str] | None = None) -> Iterator[StoredSignal]:
-        """Like ``signals``, a page at a time, for stores larger than memory. Holds no lock between pages."""
+    def each(
+        self, user: str = "me", *, kinds: Iterable[str] | None = None, after: int = -1
+    ) -> Iterator[StoredSignal]:
+        """Like ``signals``, a page at a time, for stores larger than memory; those with a ``seq`` above ``after``.
+
+        Holds no lock between pages.
+        """
         where, args = self._filter(user, kinds)
-        last = -1
+        last = after
         where += " AND seq > ?"
         while rows := self._rows("signals", where, [*args, last], order_by="seq", limit=PAGE):
             yield from map(self._signal, rows)
@@ -221,6 +226,14 @@ class Store(Versions):
         """How many signals a user has."""
         with self._lock, self._errors():
             return int(self.db["signals"].count_where("user = ?", [user]))
+
+    def extent(self, user: str = "me") -> tuple[int, int]:
+        """How many signals a user has, and the highest ``seq`` among them (-1: none). As it only grows, the two tell
+        whether anything was added or deleted since."""
+        with self._lock, self._errors():
+            sql = "SELECT count(*), coalesce(max(seq), -1) FROM signals WHERE user = ?"
+            count, last = self.db.execute(sql, [user]).fetchone()
+            return int(count), int(last)
 
     def users(self) -> list[str]:
         """Everyone who has a signal or a summary, in alphabetical order."""

@@ -55,6 +55,12 @@ def _listed(name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
+@functools.cache
+def ordinary_words() -> frozenset[str]:
+    """The shipped lexicon's words, folded: without anybody's own, and without the sensitive ones."""
+    return frozenset(word.casefold() for word in _listed("lexicon.txt"))
+
+
 def own_words(entries: Iterable[str]) -> tuple[str, ...]:
     """A person's own entries as words, in order: "Thai food" is two. Raises ConfigError for what is not a word."""
     words: dict[str, None] = {}
@@ -95,10 +101,7 @@ class Lexicon:
 
         Raises ConfigError for an extra word that cannot be one.
         """
-        words = _listed("lexicon.txt")
-        if sensitive:
-            words += _listed("lexicon_sensitive.txt")
-        return cls(words, own_words(extra))
+        return _loaded(own_words(extra), sensitive)
 
     def __contains__(self, word: str) -> bool:
         return word.casefold() in self.words
@@ -134,6 +137,12 @@ class Lexicon:
             if hit.group() not in allowed:
                 rule = "capital" if hit.group().casefold() in self.words else "word"
                 yield Problem(rule, hit.start(), hit.end(), hit.group())
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(own: tuple[str, ...], sensitive: bool) -> Lexicon:
+    words = _listed("lexicon.txt")
+    return Lexicon(words + _listed("lexicon_sensitive.txt") if sensitive else words, own)
 
 
 DEAD, START, WORD, INSIDE, ENDABLE = range(5)

@@ -138,6 +138,47 @@ def test_what_must_not_leave_is_blocked_and_nothing_is_kept(me: popi.Popi, text:
     assert me.history() == []
 
 
+def test_what_the_settings_mask_is_masked_before_it_is_kept(home: Path) -> None:
+    (home / "config.toml").write_text('[guard]\nlexicon = "mask"\nencoded = "mask"\n')
+    with popi.Popi.open(home=home) as me:
+        me.record(popi.Statement(text="I live in Wroclaw."))
+        assert me.edit("Lives in Wroclaw, likes short answers.").text == "Lives in something, likes short answers."
+        assert "Wroclaw" not in me.preview("Hi").request.body.decode() and len(me.history()) == 1
+        with pytest.raises(GuardBlocked, match="number"):  # what is not to be masked still blocks
+            me.edit("Lives at number 12.")
+
+
+def test_a_finding_that_is_asked_about_passes_with_an_answer_alone(home: Path) -> None:
+    (home / "config.toml").write_text('[guard]\ndefault = "ask"\n')
+    with popi.Popi.open(home=home) as me, pytest.raises(GuardBlocked, match="Wroclaw"):
+        me.edit("Likes Wroclaw.")
+    with popi.Popi.open(home=home, answer=lambda finding: finding.rule == "lexicon") as me:
+        me.edit("Likes Wroclaw.")
+        assert "Wroclaw" in me.preview("Hi").request.body.decode()
+    with popi.Popi.open(home=home) as me, pytest.raises(GuardBlocked, match="Wroclaw"):
+        me.ask("Hi")  # nobody there to ask
+
+
+def test_what_a_model_wrote_must_have_the_form_of_decoded_text(me: popi.Popi) -> None:
+    me.record(*SHORT)
+    row = {"user": "me", "tokens": 5, "model": "m", "contract": 1, "signal_ids": [SHORT[0].id]}
+    me.store.add_summary(text="Likes Short answers (no jargon)", status="draft", **row)
+    with pytest.raises(GuardBlocked, match="capitalised"):
+        me.approve()
+    with pytest.raises(GuardBlocked, match="capitalised"):
+        me.preview("Hi")
+    assert me.edit("Likes Short answers (no jargon)").status == "edited"  # a person writes as they please
+    assert me.preview("Hi").summary is not None
+
+
+def test_a_signal_recorded_after_approval_blocks_what_it_shares(me: popi.Popi) -> None:
+    me.record(*SHORT)
+    me.edit("Likes bread from a warm kitchen with tea.")
+    me.record(popi.Post(text="My diary: bread from a warm kitchen with tea."))
+    with pytest.raises(GuardBlocked, match="words in a row"):
+        me.ask("Hi")
+
+
 def test_own_words_are_the_persons_to_add(me: popi.Popi) -> None:
     me.record(*SHORT)
     with pytest.raises(GuardBlocked, match="Rust"):

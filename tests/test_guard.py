@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from popi_edge.guard import Finding, Verdict, check, genuine, spec, verdict
+from popi_edge.guard.folding import WORD, fold
 from popi_edge.guard.overlap import common_runs
-from popi_edge.guard.patterns import WORD, fold
 from popi_edge.vocabulary import Lexicon
 
 LEXICON = Lexicon.load()
@@ -159,11 +159,21 @@ def test_what_a_person_says_about_replies_may_be_said_back_but_not_at_any_length
     assert rules(f"Says: {long}.", long) == ["overlap"]
 
 
-def test_five_words_pass_and_the_limits_are_the_specs() -> None:
-    assert spec()["overlap"] == {"run": 6, "telling": 3, "always": 12}
-    words = SEED.split()
-    assert rules(" ".join(words[:5]), SEED) == []
-    assert rules(" ".join(words[:6]), SEED) == ["overlap"]
+def test_four_telling_words_block_and_three_pass_and_the_limits_are_the_specs() -> None:
+    assert spec()["overlap"] == {"words": 4, "gap": 8, "telling": 2, "score": 12, "window": 60}
+    words = SEED.split()[4:]
+    assert rules(" ".join(words[:3]), SEED) == []
+    assert rules(" ".join(words[:4]), SEED) == ["overlap"]
+
+
+@pytest.mark.parametrize("size", range(4, 13))
+@pytest.mark.parametrize("telling", range(5))
+def test_a_run_blocks_by_its_length_and_its_telling_words(size: int, telling: int) -> None:
+    plain = "because every other person would rather have this than that with more"
+    text = " ".join([*SEED.split()[4 : 4 + telling], *plain.split()][:size])
+    assert len(set(text.split())) == size
+    wanted = size + 2 * telling >= 12
+    assert bool(rules(text, f"so {text} then")) is wanted
 
 
 def test_of_two_runs_at_one_place_the_longer_is_reported_once() -> None:

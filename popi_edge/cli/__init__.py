@@ -19,6 +19,7 @@ COMMANDS = {
     "signals": "popi_edge.cli.signals:signals",
     "summary": "popi_edge.cli.summary:summary",
     "lexicon": "popi_edge.cli.lexicon:lexicon",
+    "guard": "popi_edge.cli.guard:guard",
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
     "bundle": "popi_edge.cli.bundle:bundle",

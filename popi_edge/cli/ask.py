@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from popi_edge.cli.common import App, common, tell_head, user_option
+from popi_edge.cli.common import App, common, printable, tell_head, user_option
 from popi_edge.cli.summary import as_json, open_popi
 
 if TYPE_CHECKING:
     from popi_edge.edge import Preview
-
-
-def printable(text: str) -> str:
-    """Foreign text without what a terminal would obey."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def _previewed(shown: Preview) -> tuple[dict[str, Any], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ def tell_head(app: App, log: EgressLog) -> None:
     keeper = log.keeper
     if keeper is not None and keeper.made and keeper.place == "file":
         app.note(f"popi: the egress log's head is kept in {keeper.where()}")
+
+
+def printable(text: str) -> str:
+    """Foreign text without what a terminal would obey."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def progress(length: int | None, label: str) -> Any:

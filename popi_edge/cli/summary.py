@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from popi_edge.approval import Difference, PreferenceSummary
-from popi_edge.cli.common import App, common, progress, user_option
+from popi_edge.cli.common import App, common, printable, progress, user_option
 from popi_edge.edge import Popi
 from popi_edge.errors import GuardBlocked, StoreError
+from popi_edge.guard import Finding
 
 
 @click.group()
@@ -31,7 +33,15 @@ def as_text(s: PreferenceSummary) -> str:
 
 
 def open_popi(app: App) -> Popi:
-    return Popi.open(home=app.settings.home)
+    """The store and what is needed around it; at a terminal, the guard may ask."""
+    asks = not app.json and sys.stdin.isatty() and sys.stderr.isatty()
+    return Popi.open(home=app.settings.home, answer=overrule if asks else None)
+
+
+def overrule(found: Finding) -> bool:
+    """Ask whether a text may pass with this finding in it."""
+    question = f"The guard found this: {printable(found.message)}. May it pass all the same?"
+    return click.confirm(question, default=False, err=True)
 
 
 @summary.command()

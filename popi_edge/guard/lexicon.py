@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from popi_edge.guard import Finding, spec
+from popi_edge.guard.finding import Finding
+from popi_edge.guard.folding import spec
 from popi_edge.vocabulary import Lexicon, Problem
 
 FORM = {

@@ -1,45 +1,208 @@
-"""Verbatim runs: words that stand in the text in the same order as in a signal.
+"""Words that a text shares with a signal: stretches of it, in order or not, and many of its words at one place.
 
-A run of ``run`` words blocks when at least ``telling`` of them are neither function words nor the plain vocabulary of
-how replies can be: a person who says "I like short and direct answers with examples" may well be summarised in these
-words, but nobody's seed phrase, street or sentence may. A run of ``always`` words blocks whatever it is made of.
+A stretch is a row of consecutive words of a signal all of which stand in the text. In order, with up to ``gap`` words
+between them, each counts one, and ``telling`` more when it is neither a function word nor of the plain vocabulary of
+how replies can be; out of order a word counts only once. ``score`` blocks. So six words in a row with three telling
+ones block, eight with two, twelve whatever they are, and four where each of them tells: a person who says "I like short
+and direct answers with examples" may be summarised in these words, but nobody's seed phrase, street or sentence may.
+``scattered``: so many different telling words that stand within one ``window`` of words of a signal, whatever stands
+between them there. A long text is looked at by ``window`` words at a time, halfway overlapping.
 
-It does NOT find a secret that is cut into shorter runs.
+It does NOT find what is said in other words, nor three words of a seed phrase, nor the four or five telling words of a
+sentence without its other words: "strong tea and dark chocolate" may be a preference said back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from popi_edge.guard import Finding, SignalText
-from popi_edge.guard.patterns import WORD, fold, words
+from popi_edge.guard.finding import Clock, Finding, SignalText
+from popi_edge.guard.folding import Word, normal, plain, words
+from popi_edge.guard.index import SignalIndex
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-def overlaps(text: str, signal_texts: Iterable[SignalText], spec: Mapping[str, Any]) -> list[Finding]:
-    """The runs that a text shares with any signal, the longest of each place; the first signal is named."""
-    limits = spec["overlap"]
-    least, telling, always = int(limits["run"]), int(limits["telling"]), int(limits["always"])
-    plain = frozenset(spec["function_words"]) | frozenset(spec["reply_words"])
+@dataclass(frozen=True)
+class Shared:
+    """What a text shares with a signal: the places (of words) in the text, and how much they weigh."""
+
+    places: tuple[int, ...]
+    score: int
+    signal_id: str
+
+
+def overlaps(
+    text: str, signals: SignalIndex | Iterable[SignalText], spec: Mapping[str, Any], clock: Clock | None = None
+) -> list[Finding]:
+    """What a text shares with any signal, the heaviest of each place; the first signal that has it is named.
+
+    Raises TimeoutError when the clock's time is over.
+    """
+    clock = clock or Clock(float(spec["limits"]["seconds"]))
+    index = signals if isinstance(signals, SignalIndex) else SignalIndex(signals)
     ours = words(text)
-    mine = [w.text for w in ours]
-    found: dict[int, tuple[int, str]] = {}
-    for signal_id, signal in signal_texts:
-        for start, length in common_runs(mine, WORD.findall(fold(signal)), least):
-            run = mine[start : start + length]
-            blocks = length >= always or sum(w not in plain for w in run) >= telling
-            if blocks and length > found.get(start, (0, ""))[0]:
-                found[start] = (length, signal_id)
-    findings, end = [], 0
-    for start, (length, signal_id) in sorted(found.items()):
-        if start + length <= end:
-            continue  # inside a longer one
-        end = start + length
-        a, b = ours[start].start, ours[end - 1].end
-        why = f"{length} words in a row are those of signal {signal_id}: {text[a:b][:60]!r}"
-        findings.append(Finding("overlap", a, b, text[a:b], signal_id, why))
+    if not ours or not len(index):
+        return []
+    mine = [index.number(w.text) for w in ours]
+    weights = [1 + int(spec["overlap"]["telling"]) * tells(w) for w in ours]
+    shared: list[Shared] = []
+    for start, end in _windows(len(ours), int(spec["overlap"]["window"])):
+        some, their = mine[start:end], weights[start:end]
+        weight = _weighed(some, their, index)
+        found = [
+            *stretches(some, their, index, weight, spec["overlap"], clock),
+            *scattered(some, their, index, weight, spec["scattered"], clock),
+        ]
+        shared += [Shared(tuple(start + p for p in f.places), f.score, f.signal_id) for f in found]
+    findings: list[Finding] = []
+    taken: list[tuple[int, int]] = []
+    for each in sorted(shared, key=lambda s: (-s.score, s.places)):
+        first, last = each.places[0], each.places[-1]
+        if not any(a <= first and last <= b for a, b in taken):  # inside a heavier one
+            taken.append((first, last))
+            findings.append(_finding(text, ours, each))
     return findings
+
+
+def _windows(length: int, window: int) -> Iterator[tuple[int, int]]:
+    """Pieces of so many words that overlap by half."""
+    for start in range(0, max(1, length - window // 2), window // 2):
+        yield start, min(length, start + window)
+
+
+def tells(word: Word) -> bool:
+    """Whether a word says more than function words and words about replies do."""
+    return normal(word.text) not in plain()
+
+
+def _finding(text: str, ours: Sequence[Word], found: Shared) -> Finding:
+    a, b = ours[found.places[0]].start, ours[found.places[-1]].end
+    how = "in a row" if found.places[-1] - found.places[0] + 1 == len(found.places) else "with others between them"
+    why = f"{len(found.places)} words {how} are those of signal {found.signal_id}: {' '.join(text[a:b].split())[:60]!r}"
+    return Finding("overlap", a, b, text[a:b], found.signal_id, why)
+
+
+def _weighed(mine: Sequence[int], weights: Sequence[int], index: SignalIndex) -> NDArray[np.int8]:
+    """For every place of the index, the weight of its word if the text has it, else 0."""
+    import numpy as np
+
+    table = np.zeros(index.size, dtype=np.int8)
+    for number, weight in zip(mine, weights, strict=True):
+        if number > 0:
+            table[number] = weight
+    found: NDArray[np.int8] = table[index.row]
+    return found
+
+
+def stretches(
+    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, weight: NDArray[np.int8],
+    limits: Mapping[str, Any], clock: Clock,
+) -> Iterator[Shared]:  # fmt: skip
+    """Of every row of a signal's consecutive words that are all the text's and could be heavy enough: the heaviest run
+    in order, or else all of its words, each counted once."""
+    import numpy as np
+
+    hits = np.flatnonzero(weight)
+    if not len(hits):
+        return
+    begins = np.flatnonzero(np.diff(hits, prepend=-2) != 1)
+    sums = np.add.reduceat(weight[hits].astype(np.int64), begins)
+    lengths = np.diff(np.append(begins, len(hits)))
+    least, score = int(limits["words"]), int(limits["score"])
+    for i in np.flatnonzero((sums >= score) & (lengths >= least)):
+        start = int(hits[begins[i]])
+        stretch = index.row[start : start + int(lengths[i])].tolist()
+        row = set(stretch)
+        if sum(w for n, w in zip(mine, weights, strict=True) if n in row) < score:
+            continue  # not even all of them in order would do
+        places, found = heaviest(mine, weights, stretch, int(limits["gap"]), clock, enough=score)
+        if found < score or len(places) < least:
+            places, found = unordered(mine, weights, row)
+        if found >= score and len(places) >= least:
+            yield Shared(places, found, index.signal(index.text_at(start)))
+
+
+def unordered(
+    mine: Sequence[int], weights: Sequence[int], wanted: Collection[int]
+) -> tuple[tuple[int, ...], int]:
+    """The first place in ``mine`` of each of the ``wanted`` words, and what they weigh."""
+    first: dict[int, int] = {}
+    for place, number in enumerate(mine):
+        if number in wanted:
+            first.setdefault(number, place)
+    places = tuple(sorted(first.values()))
+    return places, sum(weights[p] for p in places)
+
+
+def heaviest(
+    mine: Sequence[int], weights: Sequence[int], stretch: Sequence[int], gap: int, clock: Clock, *,
+    enough: int | None = None,
+) -> tuple[tuple[int, ...], int]:  # fmt: skip
+    """The heaviest run: places in ``mine`` that rise by at most ``gap`` + 1 and hold consecutive words of ``stretch``.
+
+    Of equally heavy ones, the one found first. Once one of ``enough`` was found, what is more than ``mine`` behind it
+    is not looked at.
+    """
+    at: dict[int, list[int]] = {}
+    for place, number in enumerate(mine):
+        at.setdefault(number, []).append(place)
+    best: tuple[tuple[int, ...], int] = ((), 0)
+    before: dict[int, tuple[tuple[int, ...], int]] = {}
+    last_gain = 0
+    for step, number in enumerate(stretch):
+        clock.check()
+        if enough is not None and best[1] >= enough and step - last_gain > len(mine):
+            break
+        now: dict[int, tuple[tuple[int, ...], int]] = {}
+        for place in at.get(number, ()):
+            chain: tuple[int, ...] = ()
+            score = 0
+            for last in range(max(0, place - gap - 1), place):
+                if last in before and before[last][1] > score:
+                    chain, score = before[last]
+            now[place] = ((*chain, place), score + weights[place])
+            if now[place][1] > best[1]:
+                best, last_gain = now[place], step
+        before = now
+    return best
+
+
+def scattered(
+    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, weight: NDArray[np.int8],
+    limits: Mapping[str, Any], clock: Clock,
+) -> Iterator[Shared]:  # fmt: skip
+    """For each text that has it, one place where enough different telling words of ours stand close together."""
+    import numpy as np
+
+    least, window = int(limits["words"]), int(limits["window"])
+    telling = [w > 1 for w in weights]
+    if sum(telling) < least:
+        return
+    hits = np.flatnonzero(weight > 1)
+    if len(hits) < least:
+        return
+    near = np.flatnonzero(hits[least - 1 :] - hits[: len(hits) - least + 1] < window)
+    done: set[int] = set()
+    for i in near:
+        clock.check()
+        start = int(hits[i])
+        text = index.text_at(start)
+        if text in done:
+            continue
+        close = index.row[start : start + window].tolist()
+        if 0 in close:
+            close = close[: close.index(0)]
+        shared = set(close) & {n for n, t in zip(mine, telling, strict=True) if t}
+        if len(shared) >= least:
+            done.add(text)
+            places, _ = unordered(mine, weights, shared)
+            yield Shared(places, len(shared), index.signal(text))
 
 
 def common_runs(ours: Sequence[str], theirs: Sequence[str], least: int) -> Iterator[tuple[int, int]]:

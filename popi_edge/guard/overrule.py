@@ -57,6 +57,11 @@ def overrule(text: str, findings: Iterable[Finding], named: Iterable[str]) -> tu
     return tuple(done)
 
 
+def accepted(text: str, findings: Iterable[Finding]) -> tuple[Overruled, ...]:
+    """Findings that the person let pass when they were asked, as they are recorded."""
+    return tuple(Overruled(f.rule, f.start, f.end, text[f.start : f.end], f.signal_id) for f in findings)
+
+
 def standing(text: str, findings: Iterable[Finding], overruled: Sequence[Overruled]) -> tuple[Finding, ...]:
     """The findings that no ``overruled`` one covers."""
     valid = [o for o in overruled if o.text and text[o.start : o.end] == o.text]

@@ -1,60 +1,20 @@
-"""Mail addresses and numbers, also in disguise; and the folding that sees through disguises."""
+"""Mail addresses and numbers, also in disguise."""
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from popi_edge.guard import Finding
+from popi_edge.guard.finding import Finding
+from popi_edge.guard.folding import Word, fold_with_places, words
 
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 EMAIL = re.compile(
-    r"[^\s@]+\s?@\s?[^\s@]+"
-    r"|[\w.+-]+\s*[\[({]?\s*\bat\b\s*[\])}]?\s*[\w-]+\s*[\[({]?\s*\bdot\b\s*[\])}]?\s*\w+"
+    r"(?<![^\s@])[^\s@]+\s?@\s?[^\s@]+"
+    r"|(?<![\w.+-])[\w.+-]+\s*[\[({]?\s*\bat\b\s*[\])}]?\s*[\w-]+\s*[\[({]?\s*\bdot\b\s*[\])}]?\s*\w+"
 )
-
-
-@dataclass(frozen=True)
-class Word:
-    """A folded word, and where it stands in the text it comes from."""
-
-    text: str
-    start: int
-    end: int
-
-
-@functools.lru_cache(maxsize=20_000)
-def _fold(character: str) -> str:
-    """Without case, width, ligature, accent and invisibility (NFKD, marks and format characters dropped)."""
-    if character in "’‘ʼ＇":
-        return "'"
-    parts = unicodedata.normalize("NFKD", character.casefold())
-    return "".join(c for c in parts if unicodedata.category(c) not in ("Mn", "Me", "Cf")).casefold()
-
-
-def fold(text: str) -> str:
-    """The text folded; texts that are the same to a reader fold to the same."""
-    return text.lower() if text.isascii() else "".join(map(_fold, text))
-
-
-def fold_with_places(text: str) -> tuple[str, list[int]]:
-    """The text folded, and for each folded character (and its end) the place it comes from."""
-    folded, places = [], []
-    for i, character in enumerate(text):
-        part = _fold(character)
-        folded.append(part)
-        places += [i] * len(part)
-    return "".join(folded), [*places, len(text)]
-
-
-def words(text: str) -> list[Word]:
-    """The folded words of a text, with their places in it."""
-    folded, places = fold_with_places(text)
-    return [Word(h.group(), places[h.start()], places[h.end() - 1] + 1) for h in WORD.finditer(folded)]
+AND = ("and", "und", "et", "y", "e", "en")
 
 
 def _found(rule: str, text: str, start: int, end: int, message: str) -> Finding:
@@ -79,17 +39,22 @@ def numbers(text: str, own: Iterable[str], spec: Mapping[str, Any]) -> list[Find
             if unicodedata.category(hit.group()[0])[0] == "N":
                 a, b = piece.start() + hit.start(), piece.start() + hit.end()
                 found.append(_found("number", text, a, b, f"a number: {text[a:b]!r}"))
-    for a, b in _number_runs(text, frozenset(spec["number_words"]), int(spec["number_run"])):
-        found.append(_found("number", text, a, b, f"a number in words: {text[a:b]!r}"))
-    return found
+    some = words(text)
+    spans: dict[tuple[int, int], str] = {}
+    for language, number_words in {"": spec["number_words"], **spec["number_words_elsewhere"]}.items():
+        for span in _number_runs(some, number_words, int(spec["number_run"])):
+            spans.setdefault(span, f" ({language})" if language else "")
+    return found + [_found("number", text, a, b, f"a number in words{x}: {text[a:b]!r}") for (a, b), x in spans.items()]
 
 
-def _number_runs(text: str, number_words: frozenset[str], least: int) -> Iterator[tuple[int, int]]:
+def _number_runs(some: Sequence[Word], number_words: Sequence[str], least: int) -> Iterator[tuple[int, int]]:
+    """Where at least so many number words stand one behind the other; "and" may stand between them."""
+    known = {w.text for w in some}.intersection(number_words)
     run: list[Word] = []
-    for word in (*words(text), Word("", 0, 0)):
-        if word.text in number_words:
+    for word in (*some, Word("", 0, 0)) if known else ():
+        if word.text in known:
             run.append(word)
-        elif not (run and word.text == "and"):
+        elif not (run and word.text in AND):
             if len(run) >= least:
                 yield run[0].start, run[-1].end
             run = []

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popi_edge.errors import ConfigError, PopiError
-from popi_edge.guard import patterns, spec
+from popi_edge.guard import folding, patterns, spec
 from popi_edge.guard.overlap import common_runs
 from popi_edge.vocabulary import MARKS, Lexicon
 from popi_training import corpus
@@ -79,7 +79,7 @@ class Bag:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Bag:
         """No run crosses from one text into the next."""
-        words = [patterns.WORD.findall(patterns.fold(t)) for t in texts]
+        words = [folding.WORD.findall(folding.fold(t)) for t in texts]
         spaced = [f" {' '.join(w)} " for w in words]
         return cls(
             tuple(map(Counter, words)),
@@ -231,7 +231,7 @@ def runs(text: str, signals: Iterable[str], least: int) -> list[str]:
     mine = [w.text for w in patterns.words(text)]
     found: dict[int, int] = {}
     for signal in signals:
-        for start, length in common_runs(mine, patterns.WORD.findall(patterns.fold(signal)), least):
+        for start, length in common_runs(mine, folding.WORD.findall(folding.fold(signal)), least):
             found[start] = max(length, found.get(start, 0))
     out, end = [], 0
     for start, length in sorted(found.items()):
@@ -243,7 +243,7 @@ def runs(text: str, signals: Iterable[str], least: int) -> list[str]:
 
 def digits(text: str) -> list[str]:
     """Numbers in digits of any script."""
-    return [f.excerpt for f in patterns.numbers(text, (), {**spec(), "number_words": []})]
+    return [f.excerpt for f in patterns.numbers(text, (), {**spec(), "number_words": [], "number_words_elsewhere": {}})]
 
 
 def counts(lines: Sequence[Line]) -> dict[str, dict[str, int]]:

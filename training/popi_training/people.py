@@ -30,11 +30,11 @@ class Person:
 
 
 def leaks(text: str, signals: Sequence[Signal]) -> float:
-    """The share of a summary's words that stand in verbatim runs of its person's signals, as the device's guard finds
-    them (``popi_edge.guard.overlap``): 0 for none, 1 for all."""
+    """The share of a summary's words that stand in what it shares with its person's signals, as the device's guard
+    finds it (``popi_edge.guard.overlap``, fillers between included): 0 for none, 1 for all."""
     from popi_edge.guard import spec
+    from popi_edge.guard.folding import words
     from popi_edge.guard.overlap import overlaps
-    from popi_edge.guard.patterns import words
 
     own = words(text)
     found = overlaps(text, [(s.id, t) for s in signals for t in s.texts()], spec())

@@ -1,0 +1,128 @@
+"""A person's signals as the guard looks at them: one long row of word numbers, built once and added to.
+
+A word's number stands for its normal form (``folding.normal``); 0 ends a text. Looking for shared words is a pass over
+that row in numpy: some 0.1 ms for the words of 300 signals. Nothing of it is written to disk.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from popi_edge.guard.finding import SignalText
+from popi_edge.guard.folding import WORD, fold, normal
+from popi_edge.vocabulary import ordinary_words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NUMBER = re.compile(r"\+?\d(?:[\s().,:/+-]{0,3}\d){2,}")
+RARE = re.compile("[a-z]{6,}")
+PART = 6
+"""Fewest digits that are looked for inside a longer number."""
+HEAD = 6
+"""Letters by which rare words are looked up."""
+
+
+class _Numbers(dict[str, int]):
+    """Folded word → its number, given out as words are met; remembers where a rare word was met first."""
+
+    def __init__(self) -> None:
+        self.forms: dict[str, int] = {}
+        self.rare: dict[str, list[tuple[str, int]]] = {}
+        self.text = 0
+
+    def __missing__(self, word: str) -> int:
+        number = self.forms.setdefault(normal(word), len(self.forms) + 1)
+        self[word] = number
+        if word not in ordinary_words() and RARE.fullmatch(word):
+            self.rare.setdefault(word[:HEAD], []).append((word, self.text))
+        return number
+
+
+class SignalIndex:
+    """All texts of a person's stored signals; add to it with ``add``. Raises TypeError for what is not text."""
+
+    def __init__(self, texts: Iterable[SignalText] = ()) -> None:
+        self._numbers = _Numbers()
+        self._row = array("i")
+        self._starts: list[int] = []
+        self._ids: list[str] = []
+        self._digits: dict[str, int] = {}
+        self._array: NDArray[np.int32] | None = None
+        for signal_id, text in texts:
+            self.add(signal_id, text)
+
+    def add(self, signal_id: str, text: str) -> None:
+        """Take in one text of a signal."""
+        folded, numbers = fold(text), self._numbers
+        numbers.text = len(self._ids)
+        found = [numbers[word] for word in WORD.findall(folded)]
+        self._starts.append(len(self._row))
+        self._ids.append(signal_id)
+        self._row.extend(found)
+        self._row.append(0)
+        for hit in NUMBER.finditer(folded):
+            self._digits.setdefault("".join(filter(str.isdigit, hit.group())), len(self._ids) - 1)
+        self._array = None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def row(self) -> NDArray[np.int32]:
+        """The numbers of all words in order, each text ended by 0; shape [n]."""
+        if self._array is None:
+            import numpy as np
+
+            self._array = np.array(self._row, dtype=np.int32)
+        return self._array
+
+    @property
+    def size(self) -> int:
+        """One more than the highest number of a word."""
+        return len(self._numbers.forms) + 1
+
+    def number(self, word: str) -> int:
+        """The number of a folded word, or -1 where no signal has it in any form."""
+        known = self._numbers.get(word)  # dict.get does not go through __missing__
+        return known if known is not None else self._numbers.forms.get(normal(word), -1)
+
+    def text_at(self, place: int) -> int:
+        """Which text a place of the row belongs to."""
+        return bisect_right(self._starts, place) - 1
+
+    def signal(self, text: int) -> str:
+        """The id of the signal that a text is of."""
+        return self._ids[text]
+
+    def rare(self, letters: str, start: int = 0) -> list[tuple[str, str]]:
+        """The rare words (not in the lexicon, six letters and more) that begin at ``start``, and their signals."""
+        some = self._numbers.rare.get(letters[start : start + HEAD], ())
+        return [(word, self._ids[text]) for word, text in some if letters.startswith(word, start)]
+
+    def digits(self, digits: str) -> str | None:
+        """The first signal with this number, however it is grouped there; from six digits on also with more before or
+        behind it on either side (a country's code)."""
+        text = self._digits.get(digits)
+        if text is None and len(digits) >= PART:
+            longer = (t for d, t in self._digits.items() if len(d) >= PART and (d in digits or digits in d))
+            text = next(longer, None)
+        return None if text is None else self._ids[text]
+
+    def locate(self, words: Sequence[str]) -> str | None:
+        """The first signal in which these folded words stand one behind the other, in any form."""
+        import numpy as np
+
+        wanted = [self.number(word) for word in words]
+        if not wanted or min(wanted) < 0 or len(wanted) > len(self._row):
+            return None
+        row = self.row
+        here = np.flatnonzero(row[: len(row) - len(wanted) + 1] == wanted[0])
+        for i, number in enumerate(wanted[1:], 1):
+            here = here[row[here + i] == number]
+        return self._ids[self.text_at(int(here[0]))] if len(here) else None
