@@ -155,8 +155,11 @@ def test_a_finding_that_is_asked_about_passes_with_an_answer_alone(home: Path) -
     with popi.Popi.open(home=home, answer=lambda finding: finding.rule == "lexicon") as me:
         me.edit("Likes Wroclaw.")
         assert "Wroclaw" in me.preview("Hi").request.body.decode()
-    with popi.Popi.open(home=home) as me, pytest.raises(GuardBlocked, match="Wroclaw"):
-        me.ask("Hi")  # nobody there to ask
+        assert [(o.rule, o.text) for o in me.edit("Likes Wroclaw.").overruled] == [("lexicon", "Wroclaw")]
+    with popi.Popi.open(home=home) as me:  # nobody there to ask, but it is recorded that they answered
+        assert "Wroclaw" in me.preview("Hi").request.body.decode()
+        with pytest.raises(GuardBlocked, match="Wroclaw"):
+            me.edit("Likes Wroclaw very much.")
 
 
 def test_what_a_model_wrote_must_have_the_form_of_decoded_text(me: popi.Popi) -> None:
