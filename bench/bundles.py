@@ -167,7 +167,8 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        (home / "models").mkdir(parents=True)
+        home.mkdir(mode=0o700)
+        (home / "models").mkdir()
         stored(BASES["smollm2-135m"], home / "models").symlink_to(base())
         m, key = material(Path(folder), bundles.shipped(), OTHER)
         (Path(folder) / "work").mkdir()

@@ -110,11 +110,31 @@ def load(home: str | Path | None = None, **flags: Any) -> Settings:
 
 
 def make_home(home: Path) -> Path:
-    """Create the data folder for its owner alone (0700). Raises ConfigError."""
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise ConfigError(f"cannot make the data folder {home}: {e.strerror}") from None
-    except ValueError as e:  # a NUL inside the path
-        raise ConfigError(f"cannot make the data folder {str(home)!r}: {e}") from None
+    """Create the data folder for its owner alone (0700), or find it so. Raises ConfigError.
+
+    A folder that group or others may enter, list or write is refused. Not covered: systems without such modes
+    (Windows), access lists that do not show in them, another owner, and whoever may rename the folders above it.
+    """
+    make_folder(home)
+    if os.name == "posix":
+        try:
+            mode = home.stat().st_mode
+        except OSError as e:
+            raise ConfigError(f"cannot look at the data folder {home}: {e.strerror}") from None
+        if mode & 0o077:
+            import shlex
+
+            mend = f"chmod go-rwx {shlex.quote(str(home))}"
+            raise ConfigError(f"the data folder {home} is open to others (mode {mode & 0o777:04o}); run: {mend}")
     return home
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder, of the data folder's or that itself, for its owner alone (0700). Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise ConfigError(f"cannot make the data folder {folder}: {e.strerror}") from None
+    except ValueError as e:  # a NUL inside the path
+        raise ConfigError(f"cannot make the data folder {str(folder)!r}: {e}") from None
+    return folder

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from popi_edge.config import make_home
+from popi_edge.errors import ConfigError
 from popi_edge.models.bases import BASES, remember, stored
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -35,7 +37,8 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) 
 
 
 def pulled(home: Path, base: Path) -> Path:
-    (home / "models").mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    (home / "models").mkdir()
     path = stored(BASES["smollm2-135m"], home / "models")
     shutil.copy(base, path)
     remember(BASES["smollm2-135m"], path)
@@ -114,7 +117,7 @@ def test_wrong_usage_is_2(run: Run, words: list[str]) -> None:
     [("engine = 'gpu'", "must be onnx or llama_cpp"), ("engin = 'onnx'", "unknown setting"), ("= 1", "config.toml")],
 )
 def test_a_wrong_config_names_the_file(run: Run, tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "home").mkdir()
+    (tmp_path / "home").mkdir(mode=0o700)
     (tmp_path / "home" / "config.toml").write_text(text)
     refused(run("signals", "list"), "config.toml", said)
 
@@ -158,3 +161,26 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(run: Run, tmp_pat
         refused(run("eval", "--bundle", str(bundle), "--data", str(data), "--format", "alignx"), said)
     (bundle / "manifest.json").write_text("{")
     refused(run("eval", "--bundle", str(bundle), "--data", str(data), "--format", "alignx"), "not JSON")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="who may read a folder is not in its mode here")
+def test_a_home_that_is_open_to_others_is_refused_with_the_command_that_mends_it(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "my home"  # the command is quoted for a shell
+    assert run("record", "statement", "I like short answers.", POPI_HOME=str(home)).returncode == 0
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert {p.name: p.stat().st_mode & 0o777 for p in home.iterdir()} == {"popi.db": 0o600}
+    for mode in range(0o700, 0o1000):
+        home.chmod(mode)
+        if mode == 0o700:
+            assert make_home(home) == home
+            continue
+        with pytest.raises(ConfigError, match=f"open to others .mode {mode:04o}"):
+            make_home(home)
+    home.chmod(0o750)
+    for words in ("signals list", "lexicon add Rust", "generator add a --url http://127.0.0.1:9/v1 --model m"):
+        done = run(*words.split(), POPI_HOME=str(home))
+        refused(done, "open to others", "0750", "run: chmod go-rwx ")
+        assert not done.stdout and done.stderr.count("\n") == 1
+    assert [p.name for p in home.iterdir()] == ["popi.db"]
+    subprocess.run(done.stderr.split("run: ")[1], shell=True, check=True)
+    assert len(json.loads(run("signals", "list", "--json", POPI_HOME=str(home)).stdout)) == 1

@@ -246,7 +246,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("content", "why"), BROKEN.items())
 def test_a_broken_file_is_one_line_and_stays_as_it_is(popi: Popi, home: Path, content: str, why: str) -> None:
-    home.mkdir()
+    home.mkdir(mode=0o700)
     (home / "generators.json").write_text(content)
     for done in (popi("generator", "list"), add(popi), popi("generator", "remove", "a")):
         assert done.code == 1 and done.err.count("\n") == 1
@@ -281,7 +281,7 @@ def test_an_entry_comes_back_as_it_was(
 
 
 def test_a_file_that_cannot_be_written_leaves_no_key_behind(home: Path, ring: MemoryKeyring) -> None:
-    home.mkdir()
+    home.mkdir(mode=0o700)
     (home / "generators.json").mkdir()
     entry = Entry(name="cloud", url=URL, model="m", key_keyring=True)
     with pytest.raises(ConfigError, match=r"generators\.json"):
@@ -330,7 +330,7 @@ def test_an_unknown_generator(popi: Popi) -> None:
 @pytest.fixture
 def sent(home: Path) -> list[str]:
     """Three requests: one well, one failed, one without an outcome."""
-    home.mkdir()
+    home.mkdir(mode=0o700)
     with Store.open(home / "popi.db") as store:
         log = EgressLog(store)
         ids = [

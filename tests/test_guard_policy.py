@@ -166,7 +166,7 @@ def test_a_text_longer_than_any_summary_blocks_unread() -> None:
 
 # settings and the façade ----------------------------------------------------------------------------------------
 def write(home: Path, text: str) -> None:
-    home.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True, mode=0o700)
     (home / "config.toml").write_text(text)
 
 

@@ -186,6 +186,7 @@ def test_a_full_disk_half_way_leaves_nothing(source: Path, models: Path) -> None
 
 
 def test_what_a_killed_pull_left_is_swept_and_never_used(source: Path, models: Path) -> None:
+    models.parent.mkdir(mode=0o700)
     (models / ".pull-dead").mkdir(parents=True)
     (models / ".pull-dead" / "small.gguf").write_bytes(DATA[:99])
     assert find(SMALL, models) is None

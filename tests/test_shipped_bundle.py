@@ -115,7 +115,8 @@ def test_some_rows_come_out_as_they_stand_there(
 ) -> None:
     smol = BASES["smollm2-135m"]
     home = tmp_path / "home"
-    (home / "models").mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    (home / "models").mkdir()
     shutil.copy(base, stored(smol, home / "models"))
     settings = config.load(home)
     opened = open_bundle(BUNDLES[which], settings)

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popi_edge.config import Settings, make_home
+from popi_edge.config import Settings, make_folder, make_home
 from popi_edge.errors import ModelError
 from popi_edge.files import read_regular, whole_file
 from popi_edge.models import archive
@@ -175,7 +175,7 @@ def kept(path: Path, settings: Settings) -> Verified:
     Raises ModelError; nothing is kept then.
     """
     make_home(settings.home)
-    place = make_home(settings.home / "bundles")
+    place = make_folder(settings.home / "bundles")
     folder, trusted = place / file_sha256(path), settings.trusted_keys
     if folder.is_dir():
         try:

@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from popi_edge.config import make_home
+from popi_edge.config import make_folder, make_home
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import CHUNK, Base, find, remember, stored
 
@@ -72,7 +72,7 @@ def pull(
     if (found := find(base, models)) is not None and source.kind != "file":
         return found
     make_home(models.parent)
-    make_home(models)
+    make_folder(models)
     with _staging(models) as folder:
         if source.url is not None:
             stream = _http(source.url, base)
