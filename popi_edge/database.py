@@ -6,9 +6,25 @@ import os
 import sqlite3
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from popi_edge.errors import StoreError
 from popi_edge.migrations import LATEST, migrate, version
+
+KEYED, WORDED = b"\x93PK\x01", b"\x93PP\x01"
+"""How an encrypted store's file begins: its key is in the keyring, or a passphrase (``popi_edge.encryption``)."""
+MARK_BYTES, SALT_BYTES = 4, 16
+
+
+class Claimed(NamedTuple):
+    """A file's first bytes (none: it is new), and the number of what lies at its path."""
+
+    start: bytes
+    inode: int
+
+    @property
+    def encrypted(self) -> bool:
+        return self.start[:MARK_BYTES] in (KEYED, WORDED)
 
 
 def explain(error: sqlite3.Error, path: Path) -> StoreError:
@@ -29,12 +45,21 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     return StoreError(f"{path}: {error}")
 
 
-def claim(path: Path) -> None:
-    """Make the file if need be, for its owner alone (SQLite gives -wal and -shm the same mode)."""
+def claim(path: Path) -> Claimed:
+    """Make the file if need be, for its owner alone (SQLite gives -wal and -shm the same mode), and look how it begins.
+
+    Do not call it while this process holds a lock on the file: closing a descriptor gives up all of them (POSIX).
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            found = os.fstat(file)
+            start = os.read(file, SALT_BYTES)
+        finally:
+            os.close(file)
+        if os.name == "posix" and found.st_mode & 0o077:
             path.chmod(0o600)
+        return Claimed(start, found.st_ino)
     except IsADirectoryError:
         raise StoreError(f"{path} is a folder, not a database") from None
     except FileNotFoundError:
@@ -43,6 +68,14 @@ def claim(path: Path) -> None:
         raise StoreError(f"cannot open {path}: {e.strerror}") from None
     except ValueError as e:  # a NUL inside the path
         raise StoreError(f"cannot open {str(path)!r}: {e}") from None
+
+
+def moved(path: Path, claimed: Claimed) -> bool:
+    """Whether another file lies there by now: the store was encrypted, decrypted or given a new key meanwhile."""
+    try:
+        return path.stat().st_ino != claimed.inode
+    except OSError:
+        return True
 
 
 def prepare(conn: sqlite3.Connection, path: Path, timeout: float) -> None:

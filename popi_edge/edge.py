@@ -17,6 +17,7 @@ from popi_edge.signals import Signal
 
 if TYPE_CHECKING:
     from popi_edge.egress import EgressLog
+    from popi_edge.encryption import Passphrase
     from popi_edge.engines.base import Engine
     from popi_edge.generators import Generator, Request
     from popi_edge.guard import Finding
@@ -69,18 +70,19 @@ class Popi(Approval):
         *,
         home: str | Path | None = None,
         answer: Callable[[Finding], bool] | None = None,
+        passphrase: Passphrase = None,
         **flags: Any,
     ) -> Popi:
         """Open the store (``path``, else ``popi.db`` under the home). No model is loaded before it is needed.
 
         ``flags`` override settings (``engine``, ``model``, ``threads``, ``closed_vocabulary``); ``answer`` as in the
-        constructor. Raises StoreError, ConfigError.
+        constructor; ``passphrase`` as in ``Store.open``. Raises StoreError, ConfigError.
         """
         from popi_edge.store import Store
 
         settings = load(home, **flags)
         make_home(settings.home)
-        return cls(settings, Store.open(Path(path) if path else settings.database), answer)
+        return cls(settings, Store.open(Path(path) if path else settings.database, passphrase=passphrase), answer)
 
     def __enter__(self) -> Popi:
         return self

@@ -17,19 +17,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlite_utils
 
-from popi_edge.database import claim, explain, prepare
+from popi_edge.database import Claimed, claim, explain, moved, prepare
 from popi_edge.errors import SignalError, StoreError
 from popi_edge.signals import KINDS, Signal, from_json
 from popi_edge.versions import Versions
+
+if TYPE_CHECKING:
+    from popi_edge.encryption import Passphrase
 
 ERASED = "a signal that it was made from was deleted"
 TIMEOUT = 5.0
 """Seconds to wait for another program's lock."""
 PAGE = 200
+TRIES = 3
+"""How often a file that is replaced while it is opened (popi store) is opened anew."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +73,38 @@ class Store(Versions):
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, path: Path | str, *, timeout: float = TIMEOUT) -> Store:
+    def open(cls, path: Path | str, *, timeout: float = TIMEOUT, passphrase: Passphrase = None) -> Store:
         """Open the database at ``path``, made (mode 0600) and migrated when needed; ``timeout`` in seconds.
 
-        Raises StoreError when it is locked, damaged, another program's or from a newer popi-edge, when its
-        folder is missing or cannot be written, and when the disk is full.
+        ``passphrase``: of an encrypted one, or who is asked for it where POPI_PASSPHRASE is not set. Raises
+        StoreError when it is locked, damaged, another program's or from a newer popi-edge, when its folder is
+        missing or cannot be written, when the disk is full, and when an encrypted one's key cannot be had.
         """
         path = Path(path)
-        claim(path)
-        try:
-            conn = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as e:
-            raise explain(e, path) from None
+        for _ in range(TRIES):
+            claimed = claim(path)
+            try:
+                store = cls._open(path, claimed, timeout, passphrase)
+            except StoreError:
+                if moved(path, claimed):
+                    continue
+                raise
+            if not moved(path, claimed):
+                return store
+            store.close()
+        raise StoreError(f"{path} is being replaced by another program; try again when it is done")
+
+    @classmethod
+    def _open(cls, path: Path, claimed: Claimed, timeout: float, passphrase: Passphrase) -> Store:
+        if claimed.encrypted:
+            from popi_edge import encryption
+
+            conn = encryption.connect(path, encryption.key_of(path, claimed.start, passphrase), timeout)
+        else:
+            try:
+                conn = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+            except sqlite3.Error as e:
+                raise explain(e, path) from None
         try:
             prepare(conn, path, timeout)
             store = cls(conn, path)
@@ -87,6 +112,10 @@ class Store(Versions):
                 conn.execute("PRAGMA busy_timeout = 0")  # overwriting can wait; opening should not
                 store._scrub()
                 conn.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+            if claimed.encrypted:
+                from popi_edge.convert import sweep
+
+                sweep(path)  # what a killed 'popi store decrypt' had written so far
         except sqlite3.Error as e:
             conn.close()
             raise explain(e, path) from None

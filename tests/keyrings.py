@@ -64,7 +64,10 @@ class FileKeyring(KeyringBackend):
         Path(os.environ["POPI_TEST_KEYRING"]).write_text(json.dumps(kept))
 
     def delete_password(self, service: str, username: str) -> None:
-        raise PasswordDeleteError(username)
+        kept = self._kept()
+        if kept.pop(f"{service} {username}", None) is None:
+            raise PasswordDeleteError(username)
+        Path(os.environ["POPI_TEST_KEYRING"]).write_text(json.dumps(kept))
 
 
 Ring = TypeVar("Ring", bound=KeyringBackend)

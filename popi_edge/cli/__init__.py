@@ -23,6 +23,7 @@ COMMANDS = {
     "ask": "popi_edge.cli.ask:ask",
     "generator": "popi_edge.cli.generator:generator",
     "bundle": "popi_edge.cli.bundle:bundle",
+    "store": "popi_edge.cli.store:store",
     "egress": "popi_edge.cli.egress:egress",
     "doctor": "popi_edge.cli.doctor:doctor",
 }

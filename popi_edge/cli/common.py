@@ -37,7 +37,7 @@ class App:
         from popi_edge.store import Store
 
         make_home(self.settings.home)
-        store = Store.open(self.settings.database)
+        store = Store.open(self.settings.database, passphrase=ask_passphrase)
         try:
             yield store
         finally:
@@ -55,6 +55,17 @@ class App:
     def note(self, text: str) -> None:
         """A line of progress, to stderr."""
         click.echo(text, err=True)
+
+
+def at_terminal() -> bool:
+    """Whether there is somebody who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+@functools.cache
+def ask_passphrase() -> str:
+    """The store's passphrase, asked once a command; empty where nobody is there."""
+    return str(click.prompt("Passphrase of the store", hide_input=True, err=True)) if at_terminal() else ""
 
 
 def insist(app: App, yes: bool, question: str, nothing: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from popi_edge.cli.common import App, common
+from popi_edge.cli.common import App, ask_passphrase, common
 from popi_edge.doctor.watch import Seen
 
 
@@ -28,7 +28,7 @@ def doctor(app: App, offline: bool) -> int:
         return 0 if seen.ok else 1
     from popi_edge.doctor.checks import checks
 
-    found = list(checks(app.settings))
+    found = list(checks(app.settings, ask_passphrase))
     lines = (f"{'ok ' if c.ok else 'BAD'} {c.name:8} {c.found}" for c in found)
     app.emit([asdict(c) for c in found], lambda: "\n".join(lines))
     return 0 if all(c.ok for c in found) else 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from popi_edge.cli.common import App, common, tell_head, user_option
+from popi_edge.cli.common import App, ask_passphrase, common, tell_head, user_option
 
 TEST_PROMPT = "Reply with the one word: ready"
 
@@ -120,7 +120,7 @@ def test(app: App, name: str, user: str) -> None:
     from popi_edge.edge import Popi
     from popi_edge.generators.wire import clean
 
-    with Popi.open(home=app.settings.home) as me:
+    with Popi.open(home=app.settings.home, passphrase=ask_passphrase) as me:
         start = time.monotonic()
         answer = me.ask(TEST_PROMPT, generator=name, user=user, personal=False)
         seconds = round(time.monotonic() - start, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from popi_edge.cli.common import App, common
+from popi_edge.cli.common import App, ask_passphrase, common
 from popi_edge.edge import Popi
 from popi_edge.vocabulary import Lexicon
 
@@ -21,7 +21,7 @@ def add(app: App, words: tuple[str, ...]) -> None:
     """Let summaries say a word: a name, a brand, "C++". One word an argument, written as it shall be written."""
     from popi_edge.own_words import as_words
 
-    with Popi.open(home=app.settings.home) as me:
+    with Popi.open(home=app.settings.home, passphrase=ask_passphrase) as me:
         added = me.add_words(*words)
         own = me.own_words()
     known = [w for w in as_words(words) if w not in added]
@@ -35,7 +35,7 @@ def add(app: App, words: tuple[str, ...]) -> None:
 @common
 def remove(app: App, words: tuple[str, ...]) -> None:
     """Take a word of yours out again. A summary that says it is blocked from then on."""
-    with Popi.open(home=app.settings.home) as me:
+    with Popi.open(home=app.settings.home, passphrase=ask_passphrase) as me:
         gone = me.remove_words(*words)
         own = me.own_words()
     app.emit({"removed": gone, "own": own}, f"removed {', '.join(gone)}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from popi_edge.approval import Difference, PreferenceSummary
-from popi_edge.cli.common import App, common, printable, progress, user_option
+from popi_edge.cli.common import App, ask_passphrase, common, printable, progress, user_option
 from popi_edge.edge import Popi
 from popi_edge.errors import GuardBlocked, StoreError
 from popi_edge.guard import Finding
@@ -35,7 +35,7 @@ def as_text(s: PreferenceSummary) -> str:
 def open_popi(app: App) -> Popi:
     """The store and what is needed around it; at a terminal, the guard may ask."""
     asks = not app.json and sys.stdin.isatty() and sys.stderr.isatty()
-    return Popi.open(home=app.settings.home, answer=overrule if asks else None)
+    return Popi.open(home=app.settings.home, answer=overrule if asks else None, passphrase=ask_passphrase)
 
 
 def overrule(found: Finding) -> bool:

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from popi_edge.config import Settings
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.bundle import Bundle, open_bundle
+
+if TYPE_CHECKING:
+    from popi_edge.encryption import Passphrase
 
 OPEN = stat.S_IRWXG | stat.S_IRWXO
 
@@ -26,12 +30,13 @@ class Check:
     found: str
 
 
-def checks(settings: Settings) -> Iterator[Check]:
-    """Look at everything; what fails does not stop what comes after."""
+def checks(settings: Settings, passphrase: Passphrase = None) -> Iterator[Check]:
+    """Look at everything; what fails does not stop what comes after. ``passphrase`` as in ``Store.open``."""
     bundle = functools.cache(lambda: open_bundle(settings.model, settings))
     rooms: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("python", _python), ("home", lambda: _home(settings.home)), ("store", lambda: _store(settings.database)),
-        ("egress", lambda: _egress(settings.database)), ("lexicon", lambda: _lexicon(settings.home)),
+        ("python", _python), ("home", lambda: _home(settings.home)),
+        ("store", lambda: _store(settings.database, passphrase)),
+        ("egress", lambda: _egress(settings.database, passphrase)), ("lexicon", lambda: _lexicon(settings.home)),
         ("bundle", lambda: f"{bundle().identity} on {bundle().model.name}"),
         ("engine", lambda: _engine(bundle(), settings)), ("keyring", _keyring),
     )  # fmt: skip
@@ -60,23 +65,23 @@ def _home(home: Path) -> str:
     return f"{home}: yours alone"
 
 
-def _store(database: Path) -> str:
+def _store(database: Path, passphrase: Passphrase) -> str:
     from popi_edge.store import Store
 
     if not database.exists():
         return "empty"
-    with Store.open(database) as store:
+    with Store.open(database, passphrase=passphrase) as store:
         users = store.users()
         return f"{sum(map(store.count, users))} signals of {len(users)} user{'s' * (len(users) != 1)}"
 
 
-def _egress(database: Path) -> str:
+def _egress(database: Path, passphrase: Passphrase) -> str:
     from popi_edge.egress import EgressLog
     from popi_edge.store import Store
 
     if not database.exists():
         return "nothing was sent"
-    with Store.open(database) as store:
+    with Store.open(database, passphrase=passphrase) as store:
         found = EgressLog(store).verify()
     if not found.ok:
         raise ConfigError(f"record {found.first_bad}: {found.why}")
