@@ -33,7 +33,7 @@ ERASED = "a signal that it was made from was deleted"
 TIMEOUT = 5.0
 """Seconds to wait for another program's lock."""
 PAGE = 200
-TRIES = 3
+TRIES = 20
 """How often a file that is replaced while it is opened (popi store) is opened anew."""
 
 

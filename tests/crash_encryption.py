@@ -1,9 +1,9 @@
-"""``kill -9`` while the store is encrypted, decrypted or given a new key: at every line that runs, and inside SQLCipher.
+"""``kill -9`` while the store is encrypted, decrypted or given a new key: at each line, and inside SQLCipher.
 
-    python -m tests.crash_encryption [--json]
+    python -m tests.crash_encryption [--step 1] [--json]
 
-A forked child does the change and kills itself before the n-th line of ``convert`` and ``encryption`` that it reaches,
-for every n until one is not killed; other children are killed by the parent after a time, most of them inside the
+A forked child does the change and kills itself before the n-th line of ``convert`` and ``encryption`` that it reaches
+for the first time, for every ``step``-th n until one is not killed; other children are killed by the parent after a time, most of them inside the
 copying. After each kill the store is opened as a person would, and must hold every row of every table; where it is
 still, or already, encrypted, nothing planted may be found in its folder. The change must then work. POSIX alone. A
 power cut is not shown: what the operating system has in its cache outlives the process.
@@ -95,14 +95,15 @@ def forked(work: Callable[[], None], after_s: float | None = None) -> bool:
 
 
 def killed_at(line: int, work: Callable[[], None], point: Path) -> Callable[[], None]:
-    """``work``, that ends before the ``line``-th line of the watched modules; ``point`` says which that was."""
-    left = line
+    """``work``, that ends before the ``line``-th new line of the watched modules; ``point`` says which that was."""
+    left, seen = line, set[tuple[str, int]]()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
         if frame.f_code.co_filename not in WATCHED:
             return None
-        if event == "line":
+        if event == "line" and (at := (frame.f_code.co_filename, frame.f_lineno)) not in seen:
+            seen.add(at)
             left -= 1
             if left == 0:
                 point.write_text(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
@@ -133,13 +134,13 @@ def check(home: Path, before: str, to: str | None, whole: Dump, found: Findings,
     now = encryption.kind_of(start.start) if start.encrypted else "plain"
     found.kills += 1
     found.points[where] += 1
-    found.after[f"{before} to {to or 'plain'}: {now}"] += 1
-    words = "a new one" if to == "passphrase" else WORDS
-    if dump(path, words) != whole:
+    undone = start.start == claim(home.with_name("origin") / "popi.db").start
+    found.after[f"{before} to {to or 'plain'}: {'as before' if undone else 'done'}"] += 1
+    if dump(path, WORDS if undone else "a new one") != whole:
         found.wrong.append(f"{where}: rows")
     if now != "plain" and planted(home):
         found.wrong.append(f"{where}: plaintext in {planted(home)}")
-    if now == before and (now == "plain") == (before == "plain"):
+    if undone:
         convert.change(path, None if to is None else encryption.in_keyring(), WORDS if before != "plain" else None)
         if dump(path) != whole or sorted(p.name for p in home.iterdir()) != ["popi.db"]:
             found.wrong.append(f"{where}: the change after it")
@@ -148,6 +149,8 @@ def check(home: Path, before: str, to: str | None, whole: Dump, found: Findings,
 def lives(folder: Path, before: str, to: str | None, found: Findings, *, rows: int, times: int, step: int = 1) -> None:
     """Every ``step``-th line of one kind of change, then ``times`` kills by the clock."""
     origin, home, point = folder / "origin", folder / "home", folder / "point"
+    ring = Path(os.environ["POPI_TEST_KEYRING"])
+    ring.unlink(missing_ok=True)
     shutil.rmtree(origin, ignore_errors=True)
     origin.mkdir(mode=0o700)
     fill(origin / "popi.db", rows)
@@ -155,7 +158,6 @@ def lives(folder: Path, before: str, to: str | None, found: Findings, *, rows: i
     if before != "plain":
         new = encryption.in_keyring() if before == "keyring" else encryption.from_passphrase(WORDS)
         convert.change(origin / "popi.db", new)
-    ring = Path(os.environ["POPI_TEST_KEYRING"])
     kept = ring.read_text() if ring.exists() else "{}"
 
     def once(line: int | None, after_s: float | None) -> bool:

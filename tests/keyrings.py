@@ -56,18 +56,23 @@ class FileKeyring(KeyringBackend):
         path = Path(os.environ["POPI_TEST_KEYRING"])
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
+    def _keep(self, kept: dict[str, str]) -> None:
+        path = Path(os.environ["POPI_TEST_KEYRING"])
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(kept))
+        draft.replace(path)  # whole or not at all, also for who is killed
+
     def get_password(self, service: str, username: str) -> str | None:
         return self._kept().get(f"{service} {username}")
 
     def set_password(self, service: str, username: str, password: str) -> None:
-        kept = self._kept() | {f"{service} {username}": password}
-        Path(os.environ["POPI_TEST_KEYRING"]).write_text(json.dumps(kept))
+        self._keep(self._kept() | {f"{service} {username}": password})
 
     def delete_password(self, service: str, username: str) -> None:
         kept = self._kept()
         if kept.pop(f"{service} {username}", None) is None:
             raise PasswordDeleteError(username)
-        Path(os.environ["POPI_TEST_KEYRING"]).write_text(json.dumps(kept))
+        self._keep(kept)
 
 
 Ring = TypeVar("Ring", bound=KeyringBackend)
