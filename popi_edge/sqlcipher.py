@@ -63,6 +63,11 @@ class Cursor(dbapi2.Cursor):  # type: ignore[misc]
 class Connection(dbapi2.Connection):  # type: ignore[misc]
     """A connection of such cursors."""
 
+    @property
+    def in_transaction(self) -> bool:
+        with _as_sqlite3():
+            return bool(super().in_transaction)
+
     def cursor(self, factory: Any = Cursor) -> Any:
         with _as_sqlite3():
             return super().cursor(factory)

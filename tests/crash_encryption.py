@@ -3,10 +3,10 @@
     python -m tests.crash_encryption [--step 1] [--json]
 
 A forked child does the change and kills itself before the n-th line of ``convert`` and ``encryption`` that it reaches
-for the first time, for every ``step``-th n until one is not killed; other children are killed by the parent after a time, most of them inside the
-copying. After each kill the store is opened as a person would, and must hold every row of every table; where it is
-still, or already, encrypted, nothing planted may be found in its folder. The change must then work. POSIX alone. A
-power cut is not shown: what the operating system has in its cache outlives the process.
+for the first time, for every ``step``-th n until one is not killed. Other children are killed by the parent after a
+time, most of them inside the copying. After each kill the store is opened as a person would, and must hold every row
+of every table; where it is still, or already, encrypted, nothing planted may be found in its folder. The change must
+then work. POSIX alone. A power cut is not shown: what the operating system has in its cache outlives the process.
 """
 
 from __future__ import annotations
