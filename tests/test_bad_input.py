@@ -184,3 +184,14 @@ def test_a_home_that_is_open_to_others_is_refused_with_the_command_that_mends_it
     assert [p.name for p in home.iterdir()] == ["popi.db"]
     subprocess.run(done.stderr.split("run: ")[1], shell=True, check=True)
     assert len(json.loads(run("signals", "list", "--json", POPI_HOME=str(home)).stdout)) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such limit")
+def test_a_file_that_may_not_grow_is_one_line_and_nothing_is_lost(run: Run, tmp_path: Path) -> None:
+    assert run("record", "statement", "I like short answers.").returncode == 0
+    before = run("signals", "list", "--json").stdout
+    limited = ["sh", "-c", 'ulimit -f 16; exec "$0" -m popi_edge record post "$1"', sys.executable, "x" * 60_000]
+    there = os.environ | {"POPI_HOME": str(tmp_path / "home")}
+    done = subprocess.run(limited, env=there, capture_output=True, text=True)
+    refused(done, "disk", "was not made")
+    assert done.stderr.count("\n") == 1 and run("signals", "list", "--json").stdout == before
