@@ -7,7 +7,7 @@ takes nothing else, a time or an address in ids and names. All are drawn from a 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "comparison": {
         "prompt": "How do I get a wine stain out of a tablecloth?",
         "chosen": "Blot it, cover it with salt, then wash it cold.",
-        "rejected": "What a situation to be in! Let us first consider what kind of cloth you have and how old the stain is.",
+        "rejected": "What a situation to be in! Let us first consider the kind of cloth, and how old the stain is.",
     },
     "rating": {
         "prompt": "What is a good stretch after sitting all day?",
@@ -55,14 +55,13 @@ class Person:
     signals: list[dict[str, Any]]
     canaries: dict[str, str]
 
-    def needles(self) -> Iterator[str]:
-        """What to look for: every canary, and each word of those that have several."""
-        for canary in self.canaries.values():
-            yield canary
-            if "@" in canary:
-                yield canary.split("@")[0]
-            if " " in canary:
-                yield from canary.split()
+    def needles(self) -> dict[str, str]:
+        """What to look for → its place: every canary, each of its words, and a time to the minute."""
+        found: dict[str, str] = {}
+        for place, canary in self.canaries.items():
+            parts = [canary[:16]] if place.endswith(".at") else re.findall(r"[^\W_]{8,}", canary)
+            found |= dict.fromkeys((canary, *parts), place)
+        return found
 
 
 def word(rng: random.Random) -> str:
