@@ -16,9 +16,16 @@ from bench.privacy_search import folded
 from popi_edge.vocabulary import Lexicon
 
 LEAST = 3
-FUNCTION_WORDS = frozenset(
-    ["a", "about", "above", "after", "again", "all", "also", "am", "an", "and", "another", "any", "are", "as", "at", "be", "because", "been", "before", "being", "below", "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "done", "down", "during", "each", "either", "else", "ever", "every", "few", "for", "from", "further", "had", "has", "have", "having", "he", "her", "here", "hers", "him", "his", "how", "i", "if", "in", "into", "is", "it", "its", "just", "may", "me", "might", "mine", "more", "most", "much", "must", "my", "neither", "no", "nor", "not", "now", "of", "off", "on", "once", "one", "only", "or", "other", "others", "our", "ours", "out", "over", "own", "per", "same", "shall", "she", "should", "since", "so", "some", "such", "than", "that", "the", "their", "theirs", "them", "then", "there", "these", "they", "this", "those", "though", "through", "thus", "to", "too", "under", "until", "up", "upon", "us", "very", "via", "was", "we", "were", "what", "when", "where", "whether", "which", "while", "who", "whom", "whose", "why", "will", "with", "within", "without", "would", "yes", "yet", "you", "your", "yours"]
-)
+_FUNCTION = """
+a about above after again all also am an and another any are as at be because been before being below between
+both but by can cannot could did do does doing done down during each either else ever every few for from further
+had has have having he her here hers him his how i if in into is it its just may me might mine more most much
+must my neither no nor not now of off on once one only or other others our ours out over own per same shall she
+should since so some such than that the their theirs them then there these they this those though through thus
+to too under until up upon us very via was we were what when where whether which while who whom whose why will
+with within without would yes yet you your yours
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
 PIECE = re.compile(r"[^\W_]+")
 
 
