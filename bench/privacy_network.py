@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.common import link_base
+from bench.common import link_base, program_digest
 from bench.privacy_canaries import Person, canary, person
 from bench.privacy_capture import Capture, Stream, loopback_up, requests, streams
 from bench.privacy_generator import Generator
@@ -233,7 +233,10 @@ class Run:
             [sys.executable, "-m", "popi_edge", "summary", "refresh", "--user", who.user], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=self.place.environment(), cwd=self.place.around / "cwd",
         )  # fmt: skip
-        time.sleep(2.5)
+        maps, end = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+        while "onnxruntime" not in maps.read_text() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(1.5)  # into loading the model, or decoding, with every signal read
         process.send_signal(signal.SIGABRT)
         out, err = process.communicate(timeout=60)
         return self.judged(before, had, {"stdout": out, "stderr": err}) | {"dumped": b"Fatal Python error" in err}
@@ -260,7 +263,8 @@ def inside(folder: Path, users: int, seed: int) -> dict[str, Any]:
     loopback_up()
     place = Place(folder)
     place.make()
-    with Capture() as capture, Generator(PORT) as generator, Journal(folder / "journal", {"seed": seed}) as journal:
+    settings = {"seed": seed, "program": program_digest()}
+    with Capture() as capture, Generator(PORT) as generator, Journal(folder / "journal", settings) as journal:
         run = Run(place, seed, users, capture, generator)
         for name, port in (("bench", PORT), ("nobody", NOBODY)):
             run.popi("generator", "add", name, "--url", f"http://127.0.0.1:{port}/v1", "--model", "m")

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import link_base
+from bench.common import link_base, program_digest
 from bench.privacy_units import leaked, units, unwritable
 from popi_edge import prompts
 from popi_edge.edge import Popi
@@ -152,6 +152,6 @@ def measure(path: Path, limit: int | None = None, work: Path | None = None) -> d
         link_base(Path(folder) / "models")
         with Popi.open(home=folder) as me:
             told: dict[str, Any] = {"sha256": digest, "model": me.bundle.identity}
-            told |= {"engine": me.settings.engine, "lexicon": len(me.lexicon)}
+            told |= {"engine": me.settings.engine, "program": program_digest()}
             done = _judge_all(me, table[:limit], work, told)
     return {"sha256": digest, "model": told["model"], "of_rows": len(table)} | summed(done)
