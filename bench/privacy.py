@@ -112,7 +112,7 @@ def network(d: dict[str, Any]) -> list[str]:
         f"signal of each of the seven kinds; a canary (made-up word, number, address, name, time) in every field, "
         f"{PLACES} places by which record and import reach all but the id that record gives itself. Each person's "
         "commands in a process of their own: record, import (with a torn line), refresh, approve, ask with and without "
-        "the summary, preview, a generator that is not there; then a refresh that is aborted, and doctor, also --offline.",
+        "the summary, preview, a generator that is not there; then an aborted refresh, and doctor, also --offline.",
         "",
         f"- **canaries found: {len(d['found'])} of {d['canaries']:,}** (aim: 0) in {d['searched_mb']} MB of capture, "
         "generator bodies, stdout, stderr, the crash dump, environment, and files outside the database, also decoded "
@@ -168,7 +168,7 @@ def pupa(d: dict[str, Any]) -> list[str]:
         f"{_share(d['in_prompt_share'])} in what of it is left in the model's prompt",
         f"- beside it: PAPILLON reports {d['papillon']:.1%} on PUPA (its own models and matcher)", "",
         "Not covered: units of one or two characters, inflected or misspelled ones, and what is told in other words. "
-        "The lexicon's exclusions were written after drafts on this file had been looked at: not a held-out figure.", "",
+        "The lexicon's exclusions were written after drafts on this file had been seen: not a held-out figure.", "",
     ]  # fmt: skip
 
 
