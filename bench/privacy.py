@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,13 @@ def report(found: dict[str, Any]) -> str:
         "## Do private units get into a summary?", "", *pupa(found["pupa"]),
         "## What other commands measured", "", *privacy_measured.render(found["measured"]),
     ]  # fmt: skip
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(map(_wrapped, lines)).rstrip() + "\n"
+
+
+def _wrapped(line: str) -> str:
+    """A line of at most 120 columns where it has spaces; what belongs to a bullet is indented."""
+    deep = len(line) - len(line.lstrip(" ")) + 2 * line.lstrip(" ").startswith("- ")
+    return textwrap.fill(line, 120, subsequent_indent=" " * deep, break_long_words=False, break_on_hyphens=False)
 
 
 def _how(d: dict[str, Any]) -> str:
@@ -108,16 +115,18 @@ def network(d: dict[str, Any]) -> list[str]:
     control = d["control"]
     return [
         _how(d), "",
-        f"A network namespace with loopback alone, one generator on it, a packet capture. {d['users']} people with one "
-        f"signal of each of the seven kinds; a canary (made-up word, number, address, name, time) in every field, "
-        f"{PLACES} places by which record and import reach all but the id that record gives itself. Each person's "
-        "commands in a process of their own: record, import (with a torn line), refresh, approve, ask with and without "
-        "the summary, preview, a generator that is not there; then an aborted refresh, and doctor, also --offline.",
+        f"A network namespace with loopback alone, one generator on it, a packet capture. {d['users']} people (aim: 200) "
+        "with one signal of each of the seven kinds; a canary (made-up word, number, address, name, time) in every "
+        f"field, {PLACES} places a person but for the ids that `record` gives itself, and one in a torn line; in all "
+        f"{d['canaries']:,} (aim: 1,000). Each person's commands in a process of their own: record, import (with the "
+        "torn line), refresh, approve, ask with and without the summary, preview, a generator that is not there; then "
+        "an aborted refresh, and doctor, also --offline.",
         "",
         f"- **canaries found: {len(d['found'])} of {d['canaries']:,}** (aim: 0) in {d['searched_mb']} MB of capture, "
         "generator bodies, stdout, stderr, the crash dump, environment, and files outside the database, also decoded "
         "(gzip, base64, hex, escapes, UTF-16, three deep) and by letters and digits alone",
         *finds,
+        f"- {d['stored']:,} of them stand in the database; a torn line is not kept",
         f"- bodies in the capture, at the generator and in the egress log: **{whole}**, {d['requests_captured']} and "
         f"{d['requests_logged']} (aim: equal byte for byte); {d['frames']:,} frames, {d['not_tcp']} of them not TCP, "
         f"{d['dropped']} lost by the capture",

@@ -42,12 +42,16 @@ def pii(d: dict[str, Any]) -> list[str]:
         s = d[name]
         return f"{title}: recall {s['recall']}, false alarms {s['false_alarms']:.2%}"
 
+    kinds = d["with_libraries"]["by_kind"]
     return [
         f"{d['cases']:,} texts: {d['spec']['texts']:,} with a value, {d['spec']['look_alikes']:,} look-alikes",
         f"**{side('spec', 'patterns of the default install')}; {side('with_libraries', 'with the extra guard')}**",
         f"blocked by the whole guard: {d['blocked_by_the_whole_guard']}",
-        "by kind, found of texts: " + ", ".join(
-            f"{k} {v['found']}/{v['texts']}" for k, v in d["with_libraries"]["by_kind"].items()
+        "by kind with the extra, found of texts: " + ", ".join(
+            f"{k} {v['found']}/{v['texts']}" for k, v in kinds.items() if "found" in v
+        ),
+        "look-alikes, false alarms of texts: " + ", ".join(
+            f"{k.removeprefix('not: ')} {v['false_alarms']}/{v['texts']}" for k, v in kinds.items() if "found" not in v
         ),
     ]  # fmt: skip
 

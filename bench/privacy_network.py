@@ -149,7 +149,10 @@ class Run:
             )  # fmt: skip
             time.sleep(0.2)
             outside = Path(f"/proc/{process.pid}/environ").read_text("utf-8", "replace")
-            process.wait(LIMIT_S)
+            try:
+                process.wait(LIMIT_S)
+            finally:
+                process.kill()
             seen = [f.seek(0) or f.read() for f in (out, err)]
         told = json.loads(note.read_text("utf-8")) if note.exists() else {"codes": [], "status": "crashed"}
         return told, seen[0], seen[1], {"proc": outside, "own": json.dumps(told)}
@@ -178,8 +181,14 @@ class Run:
         told, out, err, environ = self.child({"commands": made, "user": who.user, "plants": plants})
         around = {f"environ: {k}": v.encode() for k, v in environ.items()}
         row = self.judged(before, had, {"stdout": out, "stderr": err, **around})
-        row |= {"canaries": len(carried), "status": told["status"], "codes": told["codes"]}
-        return row
+        row |= {"canaries": len(carried), "stored": self.stored(carried)}
+        return row | {"status": told["status"], "codes": told["codes"]}
+
+    def stored(self, carried: dict[str, str]) -> int:
+        """How many of a person's canaries stand in the database: what could have left."""
+        paths = [self.place.home / name for name in DATABASE]
+        raw = b"".join(p.read_bytes() for p in paths if p.is_file())
+        return sum(c.encode() in raw for c in carried.values())
 
     def judged(self, before: int, had: int, printed: dict[str, bytes]) -> dict[str, Any]:
         """Search everything since ``before`` requests in the log and ``had`` bodies at the generator."""
@@ -239,7 +248,8 @@ class Run:
         time.sleep(1.5)  # into loading the model, or decoding, with every signal read
         process.send_signal(signal.SIGABRT)
         out, err = process.communicate(timeout=60)
-        return self.judged(before, had, {"stdout": out, "stderr": err}) | {"dumped": b"Fatal Python error" in err}
+        dumped = b"Fatal Python error" in err and b"popi_edge/" in err
+        return self.judged(before, had, {"stdout": out, "stderr": err}) | {"dumped": dumped}
 
     def doctor(self, *options: str) -> dict[str, Any]:
         before, had = self.sent(), len(self.generator.bodies)
@@ -291,6 +301,7 @@ def summed(rows: dict[str, dict[str, Any]], users: int, needles: int) -> dict[st
     return {
         "users": users,
         "canaries": sum(r["canaries"] for r in people),
+        "stored": sum(r["stored"] for r in people),
         "searched_for": needles,
         "found": [{"where": w, "canary": c, "how": h, "during": k} for k, r in real.items() for w, c, h in r["found"]],
         "searched_mb": round(sum(r["searched"] for r in real.values()) / 1e6, 2),
