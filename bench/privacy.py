@@ -115,8 +115,8 @@ def network(d: dict[str, Any]) -> list[str]:
     control = d["control"]
     return [
         _how(d), "",
-        f"A network namespace with loopback alone, one generator on it, a packet capture. {d['users']} people (aim: 200) "
-        "with one signal of each of the seven kinds; a canary (made-up word, number, address, name, time) in every "
+        f"A network namespace of loopback alone, a generator on it, a packet capture. {d['users']} people (aim: 200), "
+        "one signal of each of the seven kinds; a canary (made-up word, number, address, name, time) in every "
         f"field, {PLACES} places a person but for the ids that `record` gives itself, and one in a torn line; in all "
         f"{d['canaries']:,} (aim: 1,000). Each person's commands in a process of their own: record, import (with the "
         "torn line), refresh, approve, ask with and without the summary, preview, a generator that is not there; then "

@@ -281,8 +281,9 @@ def inside(folder: Path, users: int, seed: int) -> dict[str, Any]:
         steps: list[tuple[str, Any]] = [("control", run.control)]
         steps += [(f"person {n}", lambda n=n: run.person(n)) for n in range(users)]
         if users:
-            steps += [("crash", run.crash)]
-            steps += [("doctor", run.doctor), ("doctor --offline", lambda: run.doctor("--offline"))]
+            after = f"after {users} people"  # a run that goes on to more people does these again
+            steps += [(f"crash {after}", run.crash), (f"doctor {after}", run.doctor)]
+            steps += [(f"doctor --offline {after}", lambda: run.doctor("--offline"))]
         for key, step in steps:
             if key not in journal:
                 start = time.perf_counter()
@@ -315,7 +316,7 @@ def summed(rows: dict[str, dict[str, Any]], users: int, needles: int) -> dict[st
         "commands": sum(map(len, codes)),
         "failed_as_meant": sum(c[-2:] == [1, 1] for c in codes),
         "failed_otherwise": sum(sum(map(bool, c[:-2])) for c in codes),
-        "crash_dumped": rows.get("crash", {}).get("dumped"),
+        "crash_dumped": next((r["dumped"] for k, r in real.items() if k.startswith("crash")), None),
         "doctor": {k: r["code"] for k, r in real.items() if k.startswith("doctor")},
         "control": {k: control[k] for k in ("planted", "missed", "extra_body_seen")},
         "seconds": round(sum(r["seconds"] for r in rows.values())),

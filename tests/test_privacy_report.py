@@ -24,7 +24,8 @@ PERSON = ROW | {"canaries": 34, "stored": 33, "status": "draft", "codes": [0, 0,
 
 def network(**changes: Any) -> dict[str, Any]:
     crash, doctor = ROW | {"dumped": True}, ROW | {"code": 0}
-    rows = {"control": CONTROL, "person 0": PERSON | changes, "crash": crash, "doctor": doctor}
+    rows = {"control": CONTROL, "person 0": PERSON | changes, "crash after 1 people": crash,
+            "doctor after 1 people": doctor}  # fmt: skip
     done = privacy_network.summed(rows, 1, 90)
     return {"command": "c", "commit": "abc", "machine": "m"} | done
 
