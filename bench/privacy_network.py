@@ -226,7 +226,7 @@ class Run:
             "file": [str(self.place.around / "tmp" / "planted"), file],
         }  # fmt: skip
         row = self.person(CONTROL, plants)
-        (self.place.around / "tmp" / "planted").unlink()
+        (self.place.around / "tmp" / "planted").unlink(missing_ok=True)
         expected = {("capture", n) for n in names[:5]} | {("generator", n) for n in names[:5]}
         expected |= {("stdout", names[5]), ("stderr", names[6]), ("environ", "edit.source")}
         expected |= {("file around/tmp/planted", names[7])}

@@ -44,7 +44,9 @@ def test_a_canary_that_leaves_and_bodies_that_differ_are_said_plainly() -> None:
     good = "\n".join(privacy.network(network()))
     assert "canaries found: 0 of 34" in good and "**equal**" in good and "for 1 people the two" in good
     found = network(found=[("capture", "0:profile.text", "base64")], equal=False, codes=[0, 1, 0, 0, 1, 0])
+    found["found"] += [f | {"during": "doctor"} for f in found["found"]]
     bad = "\n".join(privacy.network(found))
+    assert bad.count("in capture") == 1
     assert "canaries found: 1 of 34" in bad and "0:profile.text in capture (base64), during person 0" in bad
     assert "**NOT EQUAL**" in bad and "failed: 1 of 6" in bad and "for 0 people" in bad
     for part in ("whole", "equal"):
