@@ -113,7 +113,7 @@ def network(d: dict[str, Any]) -> list[str]:
     whole = "equal" if d["bodies_equal"] else "**NOT EQUAL**"
     first = {(f["canary"], f["where"]): f for f in reversed(d["found"])}.values()  # a file left behind is found again
     finds = [f"  - {f['canary']} in {f['where']} ({f['how']}), during {f['during']}" for f in reversed(first)]
-    control = d["control"]
+    control, lost = d["control"], len({f["canary"] for f in d["found"]})
     return [
         _how(d), "",
         f"A network namespace of loopback alone, a generator on it, a packet capture. {d['users']} people (aim: 200), "
@@ -123,7 +123,7 @@ def network(d: dict[str, Any]) -> list[str]:
         "torn line), refresh, approve, ask with and without the summary, preview, a generator that is not there; then "
         "an aborted refresh, and doctor, also --offline.",
         "",
-        f"- **canaries found: {len({f['canary'] for f in d['found']})} of {d['canaries']:,}** (aim: 0) in {d['searched_mb']} MB of capture, "
+        f"- **canaries found: {lost} of {d['canaries']:,}** (aim: 0) in {d['searched_mb']} MB of capture, "
         "generator bodies, stdout, stderr, the crash dump, environment, and files outside the database, also decoded "
         "(gzip, base64, hex, escapes, UTF-16, three deep) and by letters and digits alone",
         *finds,
