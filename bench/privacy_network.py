@@ -39,7 +39,7 @@ PORT, NOBODY = 8080, 8081
 LIMIT_S = 600
 PROMPT = "How often do I water the basil?"
 DATABASE = ("popi.db", "popi.db-wal", "popi.db-shm")
-KEPT = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+KEPT = ("PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 CONTROL = -1
 """The number of the person whose canaries are let out on purpose."""
 
@@ -68,7 +68,9 @@ class Place:
     def environment(self) -> dict[str, str]:
         """What the commands are given, and nothing of the caller's but where Python is."""
         kept = {k: v for k, v in os.environ.items() if k in KEPT}
+        code = [Path(__file__).parent.parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         return kept | {
+            "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in code),
             "POPI_HOME": str(self.home), "HOME": str(self.around), "TMPDIR": str(self.around / "tmp"),
             "LANG": "C.UTF-8", "XDG_CACHE_HOME": str(self.around / "cache"),
             "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
