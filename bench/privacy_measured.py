@@ -1,0 +1,146 @@
+"""Figures of the privacy boundary that other commands made, read from where their outputs are kept.
+
+Nothing is measured here. What has no file is named as missing, with the command that would make it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Lines = Callable[[dict[str, Any]], list[str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``file`` under docs/measured, the ``command`` that prints it, the ``aim``, how its lines are made."""
+
+    title: str
+    file: str
+    command: str
+    aim: str
+    reads: Lines
+    not_covered: str
+
+
+def attacks(d: dict[str, Any]) -> list[str]:
+    c, beyond = d["carried"], d["beyond"]["total"]
+    return [
+        f"{c['secrets']} secrets in {d['styles']} styles, {d['ordinary_words_only']} of ordinary words alone",
+        f"arrive with guard and mask off: {c['off']}; that the closed vocabulary alone would let be written: "
+        f"{c['lexicon']}; past the guard without its lexicon rule: {c['rules']}",
+        f"**past the guard: {c['on']}** (styles: {', '.join(d['past']) or 'none'})",
+        f"beside them, said in other words or by an agreed choice of words: {beyond['on']} of {beyond['secrets']} past",
+    ]
+
+
+def pii(d: dict[str, Any]) -> list[str]:
+    def side(name: str, title: str) -> str:
+        s = d[name]
+        return f"{title}: recall {s['recall']}, false alarms {s['false_alarms']:.2%}"
+
+    kinds = d["with_libraries"]["by_kind"]
+    return [
+        f"{d['cases']:,} texts: {d['spec']['texts']:,} with a value, {d['spec']['look_alikes']:,} look-alikes",
+        f"**{side('spec', 'patterns of the default install')}; {side('with_libraries', 'with the extra guard')}**",
+        f"blocked by the whole guard: {d['blocked_by_the_whole_guard']}",
+        "by kind with the extra, found of texts: " + ", ".join(
+            f"{k} {v['found']}/{v['texts']}" for k, v in kinds.items() if "found" in v
+        ),
+        "look-alikes, false alarms of texts: " + ", ".join(
+            f"{k.removeprefix('not: ')} {v['false_alarms']}/{v['texts']}" for k, v in kinds.items() if "found" not in v
+        ),
+    ]  # fmt: skip
+
+
+def alarms(d: dict[str, Any]) -> list[str]:
+    names = {"phrasings": "the corpus' phrasings", "own": "right summaries against their own signals",
+             "model": "summaries of a model", "store": "against the signals of 800 people"}  # fmt: skip
+    found = [f"{title}: {d[k]['blocked']} of {d[k]['checked']:,} blocked" for k, title in names.items()]
+    r = d["restated"]
+    return [*found, f"a taste said back in much the same words: {r['sharing_too_much']} of {r['checked']} blocked"]
+
+
+def egress(d: dict[str, Any]) -> list[str]:
+    t, c = d["tampered"], d["crashes"]
+    return [
+        f"**{t['logs']:,} logs changed in {len(t['kinds'])} ways: {t['found']:,} found, {t['located']:,} located**",
+        f"{c['crashes']:,} crashes: {c['acknowledged']:,} records acknowledged, {len(c['lost'])} lost, "
+        f"{len(c['torn'])} taken for tampering",
+    ]
+
+
+def bundles(d: dict[str, Any]) -> list[str]:
+    o = d["ours"]
+    return [
+        f"**{o['tampered']} bundles changed in {o['ways']} ways: {o['refused']} refused**; slowest "
+        f"{o['slowest_with_hashing_ms']} ms with hashing, {o['slowest_beyond_hashing_ms']} ms beyond it",
+    ]
+
+
+def guard_speed(d: dict[str, Any]) -> list[str]:
+    by = d["ours"]["by_signals"]
+    rows = [f"{n} signals: {v['check_ms']} ms a check (95% under {v['check_ms_p95']})" for n, v in by.items()]
+    return ["; ".join(rows), f"machine: {d['machine']}"]
+
+
+def whatever(d: dict[str, Any]) -> list[str]:
+    """Every figure at the top of a file whose shape is not known here."""
+    return [f"{k}: {v}" for k, v in d.items() if isinstance(v, (int, float, str))]
+
+
+FIGURES = (
+    Figure("Injected secrets", "guard_attacks.json", "python -m bench.guard_attacks", "0 of 900 past the guard",
+           attacks, "styles that were not thought of; secrets and styles are of one author"),
+    Figure("Structured personal data", "guard_pii.json", "python -m bench.guard_pii",
+           "recall ≥ 0.99, false alarms ≤ 2%", pii, "formats of other countries; values are generated"),
+    Figure("False alarms", "guard_false_alarms.json", "python -m bench.guard_false_alarms", "none stated", alarms,
+           "the summaries of other models"),
+    Figure("After deletion", "purge_sequences.json", "python -m tests.purge_sequences --sequences 1000 --json",
+           "0 bytes of what was deleted", whatever, "what a power cut or the file system itself leaves"),
+    Figure("Tampered egress logs", "tamper_egress.json",
+           "python -m tests.tamper_egress --logs 1000 --crashes 1000 --json", "each found and located", egress,
+           "log and head put back together, where the head is a file"),
+    Figure("Tampered bundles", "tamper_bundles.json", "python -m bench.bundles --count 300 --json",
+           "each refused, ≤ 100 ms", bundles, "files that are changed while they are in use"),
+    Figure("What a check costs", "guard_speed.json", "python -m bench.guard_speed --json", "≤ 2 ms", guard_speed,
+           "a machine under load: times are of the processor"),
+)  # fmt: skip
+NOT_YET = (
+    ("What a summary still tells (attribute inference, linkage, accumulation, coding)",
+     "parts: python -m popi_training.leaktest --bundle popi-smol --out FILE"),
+    ("What the closed vocabulary costs", "popi eval with and without it"),
+    ("What the mask costs of decode time", "no command yet"),
+)  # fmt: skip
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """(title → lines, or why there are none) of every figure, from a folder of measured outputs."""
+    found: dict[str, Any] = {}
+    for f in FIGURES:
+        path = folder / f.file
+        if not path.is_file():
+            found[f.title] = {"missing": f"no {f.file}; to be made by: {f.command}"}
+            continue
+        try:
+            found[f.title] = {"lines": f.reads(json.loads(path.read_text("utf-8")))}
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            why = f"{f.file} cannot be read as what {f.command} prints ({type(e).__name__}: {e})"
+            found[f.title] = {"missing": why}
+    return found
+
+
+def render(found: dict[str, Any]) -> list[str]:
+    """Lines of Markdown."""
+    out = []
+    for f in FIGURES:
+        one = found[f.title]
+        kept = f" ([{f.file}](measured/{f.file}))" if "lines" in one else ""
+        out += [f"### {f.title}", "", f"`{f.command}`{kept}. Aim: {f.aim}.", ""]
+        out += [f"- {line}" for line in one["lines"]] if "lines" in one else [f"**Missing**: {one['missing']}."]
+        out += ["", f"Not covered: {f.not_covered}.", ""]
+    out += ["### Not measured here yet", "", *(f"- {title}: {how}" for title, how in NOT_YET), ""]
+    return out
