@@ -44,6 +44,7 @@ OURS = {
     "21158ab9256105b68d566476f2828afdce124f3b942c3d789a177ea62b674573": "joint-90, generate",
     "391c74c93880d5b943996a058617fcf9a457dfefaaf1f5aa2e684d9049943d12": "joint-165, infer",
     "04076b7e3752b8869414f76cfee5bada725b064de0abaeedebdd3a15cd00d4d0": "joint-165, generate",
+    "c74cefca12c2f1012f971cbc5ac4d199edece13487ccb9b569073c7bc48f6240": "warm-wide, infer",
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
