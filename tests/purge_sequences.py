@@ -250,6 +250,8 @@ class Findings:
     scans: int = 0
     scanned_bytes: int = 0
     texts_gone: int = 0
+    sent: int = 0
+    sent_and_erased: int = 0
     left: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -291,14 +293,14 @@ def hidden(store: Store, here: set[str], found: Findings, when: str) -> None:
 
 
 def step(
-    home: Home, number: int, found: Findings, measures: list[str], last: tuple[Op, str] | None = None
+    home: Home, number: int, found: Findings, measures: list[str], fixed: tuple[Op, str] | None = None
 ) -> None:
-    """One command, killed or not (``last``: this one, not killed), and what must hold after it."""
-    op, user = last or (home.rng.choices(list(OPS), list(OPS.values()))[0], home.rng.choice(USERS))
+    """One command, killed or not (``fixed``: this one, not killed), and what must hold after it."""
+    op, user = fixed or (home.rng.choices(list(OPS), list(OPS.values()))[0], home.rng.choice((*USERS, USERS[0])))
     with Store.open(home.path / "popi.db") as store:
         ids = [s.signal.id for u in USERS for s in store.each(u)]
     words, said = op(home, ids, user)
-    code = run(home, (words, said), last is None and home.rng.random() < 0.4, measures)
+    code = run(home, (words, said), fixed is None and home.rng.random() < 0.4, measures)
     name = op.__name__.removeprefix("op_")
     when = f"sequence {number}, {name}" + (", killed" if code is None else "")
     (found.kills if code is None else found.refused if code else found.steps)[name] += 1
@@ -334,11 +336,20 @@ def sequence(number: int, seed: int, port: int, found: Findings, measures: list[
         (home.path.parent / "tmp").mkdir()
         for name in ("good", "bad"):
             add(home.path, Entry(name=name, url=f"http://127.0.0.1:{port}/{name}", model="m"))
+        for first in (op_record, op_refresh, op_approve):  # so that much can be sent
+            for user in USERS[: home.rng.randint(1, 2)]:
+                step(home, number, found, measures, (first, user))
         for _ in range(home.rng.randint(6, 16)):
             step(home, number, found, measures)
         for user in USERS:
             step(home, number, found, measures, (op_purge, user))
         found.texts_gone += len(home.seen)
+        with Store.open(home.path / "popi.db") as store:
+            requests = EgressLog(store).records(kind="request")
+            if not EgressLog(store).verify().ok:
+                found.wrong.append(f"sequence {number}: the egress chain does not hold")
+        found.sent += len(requests)
+        found.sent_and_erased += sum(r.body is None for r in requests)
     found.sequences += 1
 
 

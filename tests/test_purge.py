@@ -32,6 +32,7 @@ def test_nothing_of_what_was_deleted_is_left_whatever_came_before_and_however_it
     assert set(found["steps"]) == {"record", "import", "refresh", "approve", "edit", "ask", "delete", "purge"}
     assert sum(found["kills"].values()) > 20 and found["scans"] > 80 and found["texts_gone"] > 100
     assert {"delete", "purge"} & set(found["kills"])
+    assert found["sent"] == found["sent_and_erased"] > 10 and found["refused"]["ask"] > 3  # answered, and failed
 
 
 def test_without_the_measures_the_same_search_finds_what_was_deleted() -> None:
