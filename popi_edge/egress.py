@@ -146,7 +146,7 @@ class EgressLog:
     def erase(self, *request_ids: str) -> list[str]:
         """Turn requests' bodies into tombstones, all or none; the chain still verifies. Returns those records' ids.
 
-        What stays: when, where and for whom, how many bytes, and what the provider said where it failed. Free pages
+        What stays: when, where and for whom, how many bytes, and that it failed, not what the provider said. Free pages
         are overwritten; the write-ahead log, and copies in pages that were split, are when the store next scrubs.
         """
         with _one_line():

@@ -358,11 +358,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
 
 
 # the record of it -------------------------------------------------------------------------------------------
-def outcome(tmp_path: Path, behaviour: Behaviour, **options: Any) -> tuple[Any, Any]:
+def outcome(tmp_path: Path, behaviour: Behaviour, *, stream: bool = False, **options: Any) -> tuple[Any, Any]:
     with HostileServer(behaviour) as server, Store.open(tmp_path / "popi.db") as store:
         g, log = generator(server.url, **options), EgressLog(store)
         try:
-            result = collect_delivery(g, g.prepare(make_sealed()), log)
+            result = collect_delivery(g, g.prepare(make_sealed(), stream=stream), log)
         except PopiError as e:
             result = e
         request, record = log.records()
@@ -378,9 +378,23 @@ def test_a_success_is_recorded_without_its_text(tmp_path: Path) -> None:
     assert meta["elapsed_ms"] >= 0
 
 
-def test_a_failure_is_recorded_with_its_line(tmp_path: Path) -> None:
-    error, meta = outcome(tmp_path, hostile.status("500 Internal Server Error"))
-    assert (meta["status"], meta["http_status"], meta["error"]) == ("failed", 500, str(error))
+@pytest.mark.parametrize(
+    ("behaviour", "http_status", "kept", "shown"),
+    [
+        (hostile.status("500 Internal Server Error", "you said zebra"), 500, "HTTP 500", "zebra"),
+        (hostile.error_in_stream, 200, "it reports an error", "fell over"),
+        (hostile.redirect("http://127.0.0.1:9/zebra"), 307, "redirects (HTTP 307); not followed", "zebra"),
+        (hostile.not_json, 200, "the reply is not JSON", ""),
+    ],
+)
+def test_a_failure_is_recorded_with_its_line_but_not_what_the_server_said(
+    tmp_path: Path, behaviour: Any, http_status: int, kept: str, shown: str
+) -> None:
+    """A record is for good, and an error may repeat the summary that was sent."""
+    error, meta = outcome(tmp_path, behaviour, stream=behaviour is hostile.error_in_stream)
+    assert (meta["status"], meta["http_status"]) == ("failed", http_status)
+    assert meta["error"].endswith(f": {kept}") and shown in str(error) and str(error).startswith(meta["error"][:20])
+    assert not shown or shown not in json.dumps(meta)
     assert meta["reply_sha256"] is None
     assert KEY not in json.dumps(meta)
 

@@ -151,8 +151,13 @@ def log_softmax_at(
 
 
 def sample(logits: Floats, ids: Ids | None, temperature: float, rng: np.random.Generator) -> int:
-    """One id from logits [V], restricted to ``ids`` (masked and renormalised); temperature 0 is the argmax."""
+    """One id from logits [V], restricted to ``ids`` (masked and renormalised); temperature 0 is the argmax.
+
+    Raises EngineError where the largest of them is no finite number, as broken weights give.
+    """
     x = logits if ids is None else logits[ids]
+    if not math.isfinite(x.max()):
+        raise EngineError("the model gave no usable numbers: its weights are broken")
     if temperature <= 0:
         pick = int(np.argmax(x))
     else:

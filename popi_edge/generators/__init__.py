@@ -28,11 +28,15 @@ Stream = Iteration[str, None, "Reply"]
 
 
 class AnsweredBadly(GeneratorError):
-    """A generator answered with ``http_status``, but not with a usable reply."""
+    """A generator answered with ``http_status``, but not with a usable reply.
 
-    def __init__(self, message: str, http_status: int) -> None:
+    ``ours`` is the message without what the generator itself said in it, which may repeat what it was sent.
+    """
+
+    def __init__(self, message: str, http_status: int, ours: str | None = None) -> None:
         super().__init__(message)
         self.http_status = http_status
+        self.ours = message if ours is None else ours
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,9 @@ def deliver(
     """Record, send, record the outcome; yields pieces of text, returns (reply, egress id).
 
     The request's record is committed before the first byte goes out; when the log cannot be written, or the request
-    is not what ``generator`` prepared from something sealed, nothing is sent. Raises StoreError, GeneratorError. A
-    caller that stops half-way leaves the outcome "failed: stopped by the caller".
+    is not what ``generator`` prepared from something sealed, nothing is sent. What a generator says in an error is for
+    the caller, not for the record: it may repeat the summary. Raises StoreError, GeneratorError. A caller that stops
+    half-way leaves the outcome "failed: stopped by the caller".
     """
     _insist_prepared(generator, request)
     egress_id = log.request(
@@ -152,7 +157,8 @@ def deliver(
     try:
         reply = yield from generator.stream(request)
     except PopiError as e:
-        failed(" ".join(str(e).split()), e.http_status if isinstance(e, AnsweredBadly) else None)
+        said = e.ours if isinstance(e, AnsweredBadly) else str(e)  # a record is for good; bodies alone can be erased
+        failed(" ".join(said.split()), e.http_status if isinstance(e, AnsweredBadly) else None)
         raise
     except (GeneratorExit, KeyboardInterrupt):
         failed("stopped by the caller")

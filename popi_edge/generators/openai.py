@@ -124,12 +124,14 @@ class OpenAIGenerator:
         plain = encoding.lower() in ("identity", "")
         if 300 <= status < 400:
             place = self._hide(clean(response.headers.get("location", "nowhere"), 100))
-            raise self._error(f"redirects to {place} (HTTP {status}); not followed", status)
+            text = f"redirects to {place} (HTTP {status}); not followed"
+            raise self._error(text, status, f"redirects (HTTP {status}); not followed")
         if status != 200:
             said = self._said(_up_to(response.chunks, MAX_ERROR_BYTES)) if plain else ""
-            raise self._error(f"HTTP {status}" + (f": {said}" if said else ""), status)
+            raise self._error(f"HTTP {status}" + (f": {said}" if said else ""), status, f"HTTP {status}")
         if not plain:
-            raise self._error(f"the reply is encoded as {encoding}, which was not asked for", status)
+            text = "which was not asked for"
+            raise self._error(f"the reply is encoded as {encoding}, {text}", status, f"the reply is encoded, {text}")
 
     def _said(self, body: bytes) -> str:
         """The short message in the body of an error, with the key masked and made fit for one line."""
@@ -176,7 +178,7 @@ class OpenAIGenerator:
             raise self._error("the reply is not JSON", 200) from None
         if isinstance(value, dict) and value.get("error"):
             said = self._said(body)
-            raise self._error("it reports an error" + (f": {said}" if said else ""), 200)
+            raise self._error("it reports an error" + (f": {said}" if said else ""), 200, "it reports an error")
         choices = value.get("choices") if isinstance(value, dict) else None
         if choices == []:  # an event with the usage alone
             return {}
@@ -201,8 +203,9 @@ class OpenAIGenerator:
             raise self._error("hung up in the middle of the stream", response.status)
         return Reply("".join(parts), response.status, finish)
 
-    def _error(self, text: str, http_status: int) -> GeneratorError:
-        return AnsweredBadly(f"{self.who}: {text}", http_status)
+    def _error(self, text: str, http_status: int, ours: str | None = None) -> GeneratorError:
+        """``ours``: the text without what the generator said in it."""
+        return AnsweredBadly(f"{self.who}: {text}", http_status, None if ours is None else f"{self.who}: {ours}")
 
 
 class EventParser:
