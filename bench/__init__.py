@@ -6,6 +6,7 @@ training.py        one joint training step against TRL doing the same job: time 
 guard_attacks.py   made-up secrets in summaries that an attacker made: how many get past the guard
 guard_false_alarms.py   how many summaries that say nothing but a preference are blocked
 guard_pii.py       made-up personal data of 20 countries and look-alikes: recall and false alarms by kind
+mask_speed.py      what the closed vocabulary costs a token while decoding, against decoding without it
 guard_speed.py     what a check costs, by number of signals
 first_summary.py   cold process → first summary of 30 signals, against a bare llama.cpp process on the same tokens
 """

@@ -148,6 +148,8 @@ def _loaded(own: tuple[str, ...], sensitive: bool) -> Lexicon:
 DEAD, START, WORD, INSIDE, ENDABLE = range(5)
 """States of the automaton: none; before a sentence's first word; before another word; after inner punctuation; after
 a sentence mark. All higher states are places inside a word."""
+AFTER = [(32, WORD), *((ord(c), INSIDE) for c in INNER), *((ord(c), ENDABLE) for c in MARKS)]
+"""Bytes that may stand after a whole word, and the states that they lead to."""
 FAR = 1 << 20
 
 
@@ -202,13 +204,12 @@ def _build(lexicon: Lexicon, single: frozenset[int]) -> _Automaton:
     joints = [(INSIDE, 32, WORD), (ENDABLE, 32, START)]
     edges = np.array([*b.edges, *b.shared, *joints], dtype=np.int32)
     ends = np.array(b.ends, dtype=np.int32)
-    after = [(32, WORD), *((ord(c), INSIDE) for c in INNER), *((ord(c), ENDABLE) for c in MARKS)]
     column = np.zeros(256, dtype=np.uint8)
-    used = np.union1d(edges[:, 1], np.array([byte for byte, _ in after], dtype=np.int32))
+    used = np.union1d(edges[:, 1], np.array([byte for byte, _ in AFTER], dtype=np.int32))
     column[used] = np.arange(1, len(used) + 1)
     table = np.zeros((b.nodes, len(used) + 1), dtype=np.int32)
     table[edges[:, 0], column[edges[:, 1]]] = edges[:, 2]
-    for byte, state in after:
+    for byte, state in AFTER:
         table[ends, column[byte]] = state
 
     far = [FAR] * b.nodes
@@ -248,6 +249,10 @@ class ClosedVocabulary:
         self._texts = texts
         self._automaton = _build(lexicon, frozenset(t[0] for t in texts if len(t) == 1))
         self._index(texts)
+        column = self._automaton.column
+        joints = [(column[byte], state) for byte, state in AFTER]
+        self._joints = np.array(sorted(joints), dtype=np.int64).T
+        self._behind: tuple[Ids, NDArray[np.int32]] | None = None
         self._far = self._automaton.distance.copy()
         self._rescue()
         self._cache: OrderedDict[int, tuple[Ids, NDArray[np.int32], int]] = OrderedDict()
@@ -269,11 +274,31 @@ class ClosedVocabulary:
         self._groups = np.searchsorted(first, np.arange(self._automaton.table.shape[1] + 1))
 
     def _step(self, state: int) -> tuple[Ids, NDArray[np.int32]]:
-        """All tokens that can follow ``state``, in order, and the states after them."""
+        """All tokens that can follow ``state``, in order, and the states after them.
+
+        What may follow a whole word, but for its own continuations, is the same for every word, and most of the tokens:
+        it is worked out once.
+        """
+        import numpy as np
+
+        row = self._automaton.table[state]
+        columns = np.flatnonzero(row)
+        joints, after = self._joints
+        if not np.array_equal(row[joints], after):
+            return self._walk(state, columns)
+        if self._behind is None:
+            self._behind = self._walk(state, joints)
+        (ids, nexts), (more, reached) = self._behind, self._walk(state, np.setdiff1d(columns, joints))
+        at = np.searchsorted(ids, more)
+        return np.insert(ids, at, more), np.insert(nexts, at, reached)
+
+    def _walk(self, state: int, columns: NDArray[np.int64]) -> tuple[Ids, NDArray[np.int32]]:
+        """The tokens whose first byte is in one of these ``columns`` and that can follow, in order, and where they
+        lead."""
         import numpy as np
 
         table = self._automaton.table
-        groups = [np.arange(self._groups[c], self._groups[c + 1]) for c in np.flatnonzero(table[state])]
+        groups = [np.arange(self._groups[c], self._groups[c + 1]) for c in columns]
         rows = np.concatenate(groups) if groups else np.zeros(0, dtype=np.int64)
         states = np.full(len(rows), state, dtype=np.int32)
         found: list[Ids] = []

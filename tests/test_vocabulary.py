@@ -309,3 +309,27 @@ def test_the_same_state_gives_the_same_ids_whatever_was_asked_before() -> None:
     assert (mask.allowed(mask.start()) == first).all()
     with pytest.raises(ValueError, match="read-only"):
         mask.allowed(mask.start())[0] = 1
+
+
+def test_what_follows_a_whole_word_is_what_its_bytes_alone_give() -> None:
+    """What all words share is worked out once; here every state's tokens are walked byte by byte instead."""
+    rng = random.Random(0)
+    alphabet = [bytes([b]) for b in range(256)]
+    words = rng.sample(sorted(Lexicon.load().inside), 1_500)
+    pieces = [(" " * rng.randint(0, 1) + w[: rng.randint(1, 9)]).encode() for w in words]
+    tokens = [*alphabet, *dict.fromkeys(p for p in pieces if len(p) > 1), b".", b", ", b". The", b"s,"]
+    mask = ClosedVocabulary(Lexicon.load(), tokens, [len(tokens)])
+    states = rng.sample(range(1, len(mask._automaton.table)), 300)
+    ends = 0
+    for state in [*states, *range(1, 5)]:
+        expected = {}
+        for i, text in enumerate(tokens):
+            at = state
+            for byte in text:
+                at = int(mask._automaton.table[at, mask._automaton.column[byte]])
+            if at:
+                expected[i] = at
+        ids, nexts = mask._step(state)
+        assert dict(zip(ids.tolist(), nexts.tolist(), strict=True)) == expected and sorted(ids.tolist()) == ids.tolist()
+        ends += mask._automaton.table[state, mask._automaton.column[32]] == 2
+    assert ends > 20
