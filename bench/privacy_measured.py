@@ -99,7 +99,8 @@ def guard_speed(d: dict[str, Any]) -> list[str]:
 def purge(d: dict[str, Any]) -> list[str]:
     return [
         f"**{d['sequences']:,} sequences: {d['finds']} finds** in {d['scans']:,} scans of "
-        f"{d['scanned_bytes'] / 1e6:,.0f} MB for {d['texts_gone']:,} texts that were deleted; {sum(d['kills'].values()):,} `kill -9` on the way",
+        f"{d['scanned_bytes'] / 1e6:,.0f} MB for {d['texts_gone']:,} texts that were deleted; "
+        f"{sum(d['kills'].values()):,} `kill -9` on the way",
         f"bodies sent: {d['sent']}, erased by a purge: {d['sent_and_erased']}; other promises broken: {d['wrongs']}",
     ]
 
