@@ -163,7 +163,6 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(run: Run, tmp_pat
     refused(run("eval", "--bundle", str(bundle), "--data", str(data), "--format", "alignx"), "not JSON")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="who may read a folder is not in its mode here")
 def test_a_home_that_is_open_to_others_is_refused_with_the_command_that_mends_it(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "my home"  # the command is quoted for a shell
     assert run("record", "statement", "I like short answers.", POPI_HOME=str(home)).returncode == 0
@@ -186,7 +185,6 @@ def test_a_home_that_is_open_to_others_is_refused_with_the_command_that_mends_it
     assert len(json.loads(run("signals", "list", "--json", POPI_HOME=str(home)).stdout)) == 1
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no such limit")
 def test_a_file_that_may_not_grow_is_one_line_and_nothing_is_lost(run: Run, tmp_path: Path) -> None:
     assert run("record", "statement", "I like short answers.").returncode == 0
     before = run("signals", "list", "--json").stdout

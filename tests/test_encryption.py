@@ -178,7 +178,6 @@ def test_what_others_write_while_it_is_converted_again_and_again_is_not_lost(pat
     assert done > 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no such limit")
 @pytest.mark.parametrize("limit", [0, 8192, 30_000])
 def test_a_full_disk_leaves_the_store_as_it_was(path: Path, ring: MemoryKeyring, limit: int) -> None:
     whole = dump(path)
@@ -256,7 +255,6 @@ def test_a_plain_store_loads_none_of_it(path: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_kills_at_any_line_and_inside_sqlcipher_leave_one_whole_store() -> None:
     environment = os.environ | {"PYTHON_KEYRING_BACKEND": "tests.keyrings.FileKeyring"}
     done = subprocess.run([sys.executable, "-m", "tests.crash_encryption", "--json", "--step", "9"], cwd=ROOT,

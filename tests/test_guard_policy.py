@@ -230,7 +230,6 @@ def test_a_text_can_be_tried_and_the_rules_be_seen(tmp_path: Path) -> None:
     assert "overlap" in run(tmp_path, "guard", "rules")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 @pytest.mark.parametrize(("typed", "code"), [("y\ny\n", 0), ("n\n", 1)])
 def test_at_a_terminal_the_guard_asks(tmp_path: Path, typed: str, code: int) -> None:
     run(tmp_path, "record", "statement", "I live in Wroclaw.")

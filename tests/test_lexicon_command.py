@@ -161,7 +161,6 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(home: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3, 3))\n"
         "own_words.add(Path(sys.argv[1]), ['Thai'])"
     )
-    pytest.importorskip("resource")
     done = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert "ConfigError" in last and "as it was" in last, done.stderr

@@ -30,9 +30,11 @@ def network(**changes: Any) -> dict[str, Any]:
     return {"command": "c", "commit": "abc", "machine": "m"} | done
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not tools()[0], reason="no network namespace here")
 def test_what_is_let_out_on_purpose_is_found_everywhere(base: Path, tmp_path: Path) -> None:
     done = privacy_network.measure(0, work=tmp_path)
+    if not tools()[0]:  # then nothing may be claimed
+        assert set(done) == {"not_run"} and not list(tmp_path.iterdir())
+        return
     assert done["control"] == {"planted": 14, "missed": [], "extra_body_seen": True}
     assert not done["bodies_equal"]  # nobody's: nothing was shown
     journal = (tmp_path / "journal" / "units.jsonl").read_bytes()

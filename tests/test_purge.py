@@ -13,8 +13,6 @@ import pytest
 
 from tests.purge_sequences import ENCODINGS, Findings, scan
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each command is run in a forked child")
-
 
 def run(*words: str) -> tuple[int, dict[str, Any]]:
     """In a process of its own: the test's threads and forks do not go together."""

@@ -211,7 +211,7 @@ def main() -> None:
             )
         written = result.get("unparaphrased", result)
         result |= {
-            "source": {"folder": str(options.source), **{k: source.settings[k] for k in ("bundle", "engine")}},
+            "source": {"folder": options.source.resolve().name} | {k: source.settings[k] for k in ("bundle", "engine")},
             "own": pair.identity == source.settings["bundle"], "adapter": pair.generate_adapter is not None,
             "transferred": transferred(written, source.result), "dropped": dict(data.dropped),
             "engine": pair.engine.name, "model": pair.model, "format": data.format, "half": options.half,
