@@ -242,17 +242,21 @@ class Approval:
         ``form`` also asks for the form of decoded summaries, which whatever a model wrote must have.
         """
         from popi_edge.guard import verdict
-        from popi_edge.vocabulary import Lexicon
 
-        lexicon = Lexicon.load([*self.own_words(), *extra])
         return verdict(
-            text, self._index(user), lexicon, form=form, policy=self._policy(),
+            text, self._index(user), self._lexicon(extra), form=form, policy=self._policy(),
             answer=self.answer if asking else None, overruled=overruled,
         )  # fmt: skip
 
     def _judged(self, version: SummaryRow | PreferenceSummary, user: str) -> Verdict:
         """The verdict on a version: on its form too, unless a person wrote it."""
         return self.check(version.text, user, form=version.model != "person", overruled=version.overruled)
+
+    def _lexicon(self, extra: tuple[str, ...] = ()) -> Lexicon:
+        """The words that may be said: the closed vocabulary's, the person's own and ``extra`` ones."""
+        from popi_edge.vocabulary import Lexicon
+
+        return Lexicon.load([*self.own_words(), *extra])
 
     def _policy(self) -> Policy:
         from popi_edge.guard.policy import Policy
@@ -262,12 +266,10 @@ class Approval:
     def _masked(self, text: str, user: str, *, extra: tuple[str, ...] = (), form: bool = False) -> str:
         """The text with what the settings say to mask masked, where that leaves something that passes."""
         from popi_edge.guard import masked
-        from popi_edge.vocabulary import Lexicon
 
         if not text or "mask" not in self.settings.guard.values():
             return text
-        lexicon = Lexicon.load([*self.own_words(), *extra])
-        return masked(text, self._index(user), lexicon, self._policy(), form=form)
+        return masked(text, self._index(user), self._lexicon(extra), self._policy(), form=form)
 
     def _index(self, user: str) -> SignalIndex:
         """The user's signals as the guard looks at them: kept, added to, and made anew when one was deleted."""

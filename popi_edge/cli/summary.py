@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from popi_edge.approval import Difference, PreferenceSummary
-from popi_edge.cli.common import App, ask_passphrase, common, printable, progress, user_option
+from popi_edge.cli.common import App, ask_passphrase, at_terminal, common, printable, progress, user_option
 from popi_edge.edge import Popi
 from popi_edge.errors import GuardBlocked, StoreError
 from popi_edge.guard import Finding
@@ -34,7 +33,7 @@ def as_text(s: PreferenceSummary) -> str:
 
 def open_popi(app: App) -> Popi:
     """The store and what is needed around it; at a terminal, the guard may ask."""
-    asks = not app.json and sys.stdin.isatty() and sys.stderr.isatty()
+    asks = not app.json and at_terminal()
     return Popi.open(home=app.settings.home, answer=overrule if asks else None, passphrase=ask_passphrase)
 
 

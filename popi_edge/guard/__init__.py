@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from popi_edge.guard.finding import RULES, Clock, Finding, SignalText
+from popi_edge.guard.finding import RULES, Clock, Finding, SignalText, outermost
 from popi_edge.guard.folding import spec
 
 if TYPE_CHECKING:
@@ -92,17 +92,8 @@ def _checked(
             found += rule()
         except Exception as e:  # a rule that cannot decide must not let anything through
             found.append(_failed(name, text, e))
-    traced = [_traced(f, index) for f in _distinct(found)]
+    traced = [_traced(f, index) for f in outermost(found, by_rule=True)]
     return tuple(sorted(traced, key=lambda f: (f.start, f.end, f.rule)))
-
-
-def _distinct(found: list[Finding]) -> list[Finding]:
-    """Without what the same rule found inside something longer."""
-    kept: list[Finding] = []
-    for f in sorted(found, key=lambda f: f.start - f.end):
-        if not any(k.rule == f.rule and k.start <= f.start and f.end <= k.end for k in kept):
-            kept.append(f)
-    return kept
 
 
 FROM_SIGNALS = ("overlap", "spelled", "encoded")

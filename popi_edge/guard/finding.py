@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SignalText = tuple[str, str]
@@ -35,6 +36,15 @@ class Finding:
     by: str = OWN
     action: str = "block"
     failed: bool = False
+
+
+def outermost(found: Iterable[Finding], *, by_rule: bool = False) -> list[Finding]:
+    """Without what lies inside something longer or was found there before; ``by_rule``: by the same rule."""
+    kept: list[Finding] = []
+    for f in sorted(found, key=lambda f: f.start - f.end):
+        if not any(k.start <= f.start and f.end <= k.end and (k.rule == f.rule or not by_rule) for k in kept):
+            kept.append(f)
+    return sorted(kept, key=lambda f: (f.start, f.end))
 
 
 class Clock:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from popi_edge.guard.checks import CHECKS
-from popi_edge.guard.finding import Clock, Finding
+from popi_edge.guard.finding import Clock, Finding, outermost
 from popi_edge.guard.folding import fold_with_places, spec
 
 TRACE = re.compile(r"[\d@/=_+#%{}]|[.:]\w|-----|\bat\b")
@@ -74,7 +74,7 @@ def structured(text: str, *, libraries: bool = True, clock: Clock | None = None)
         from popi_edge.guard.libraries import added
 
         found += added(text, clock)
-    return _once(found)
+    return outermost(found)
 
 
 def _hits(pattern: Pattern, folded: str, text: str, places: list[int]) -> Iterator[tuple[int, int]]:
@@ -114,12 +114,3 @@ def _account_end(folded: str, start: int, end: int) -> int:
 def _mixed(pattern: Pattern, text: str, places: list[int], start: int, end: int) -> bool:
     raw = text[places[start] : places[end - 1] + 1]
     return not pattern.mixed or all(any(map(test, raw)) for test in (str.islower, str.isupper, str.isdigit))
-
-
-def _once(found: list[Finding]) -> list[Finding]:
-    """Without what lies inside something longer, or was found at the same place before."""
-    kept: list[Finding] = []
-    for f in sorted(found, key=lambda f: f.start - f.end):
-        if not any(k.start <= f.start and f.end <= k.end for k in kept):
-            kept.append(f)
-    return sorted(kept, key=lambda f: (f.start, f.end))

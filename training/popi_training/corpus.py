@@ -158,7 +158,7 @@ def load(folder: Path = FOLDER, *, heldout: bool = False, wide: bool = False) ->
         if not any(part.glob("*.jsonl")):
             raise ConfigError(f"{part}: no corpus (JSON Lines files) there")
     for path in (path for part in parts for path in sorted(part.glob("*.jsonl"))):
-        limits = WIDE_WORDS if wide and path.parent == parts[-1] else WORDS
+        limits = WIDE_WORDS if path.parent.name == WIDE else WORDS
         for where, row in lines(path):
             if row.get("type") in ("fact", "reaction"):
                 _fact(row, where, corpus)

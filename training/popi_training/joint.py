@@ -89,7 +89,8 @@ class Joint(Trainer):
         self.make, self.dev = make, dev
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
-        self.chunk = TOGETHER if device == "cpu" else TOGETHER * AT_ONCE
+        self.at_once = 1 if device == "cpu" else AT_ONCE
+        self.chunk = TOGETHER * self.at_once
         self.rollouts: Rollouts = TransformersRollouts(self.team.most)
 
     def maker(self) -> Callable[[int], list[Person]]:
@@ -206,8 +207,7 @@ class Joint(Trainer):
         new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
         new = list(dict.fromkeys(new))
         asked = [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]
-        at_once = 1 if self.device == "cpu" else len(asked)
-        for some in (asked[i : i + at_once] for i in range(0, len(asked), max(1, at_once))):
+        for some in (asked[i : i + self.at_once] for i in range(0, len(asked), self.at_once)):
             for t, value in zip(some, self.ratios("reference", [("", t) for t in some]).tolist(), strict=True):
                 self._references[t] = value
                 self._references[Target(t.prompt, t.rejected, t.chosen)] = -value
@@ -235,14 +235,13 @@ class Joint(Trainer):
 
     # moving -------------------------------------------------------------------------------------------------
     def move_infer(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Gradients of φ, a person at a time, and the figures of its step."""
+        """Gradients of φ, ``at_once`` people at a time, and the figures of its step."""
         if self.schedule() == "sft":
             return self._imitate(groups)
         earned = [self.reward(group) for group in groups]
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
-        at_once = 1 if self.device == "cpu" else AT_ONCE
-        some = [groups[i : i + at_once] for i in range(0, len(groups), at_once)]
+        some = [groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)]
         apart = [self._policy(each, len(groups) * self.team.size) for each in some]
         means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
         return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(groups)}
