@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
-from popi_edge.models import onnx_check
+from popi_edge.models import onnx_adapter_check, onnx_check
 from popi_edge.models.gguf import ARRAY, STRING, Gguf
 
 INTEGERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
@@ -124,13 +124,15 @@ def adapter(path: Path) -> Gguf:
 
 
 def any_file(path: Path) -> dict[str, object]:
-    """Check a model file of either kind by how it begins (a GGUF says so); returns what it is. Raises ModelError."""
+    """Check a file of any kind by how it begins (an ONNX model does not say so); returns what it is. Raises ModelError."""
     try:
         with path.open("rb") as file:
-            gguf = file.read(4) == b"GGUF"
+            start = file.read(8)
     except OSError as e:
         raise ModelError(f"{path}: {e.strerror}") from None
-    if not gguf:
+    if start[4:] == onnx_adapter_check.IDENTIFIER:
+        return {"kind": "ONNX Runtime adapter", "parameters": len(onnx_adapter_check.check(path))}
+    if start[:4] != b"GGUF":
         found = onnx_check.check(path)
         beside = sorted({name for name, _, _ in found.external})
         return {"kind": "ONNX model", "tensors": found.tensors, "nodes": found.nodes, "files_beside": beside}
