@@ -162,7 +162,7 @@ def _whole(path: Path, model: Model) -> None:
     if model.format == "gguf":
         types = Counter(tensor.type for tensor in precheck.model(path).tensors.values())
         if types != model.tensor_types:
-            raise ModelError(f"{path}: its tensors are {dict(types)}, not {str(dict(model.tensor_types))[:80]} as stated")
+            raise ModelError(f"{path}: its tensors are {dict(types)}, not {dict(model.tensor_types)!s:.80} as stated")
         return
     outside = {name for name, _, _ in onnx_check.check(path).external}
     if outside != {entry.file for entry in model.beside}:

@@ -1,4 +1,4 @@
-"""Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF models and adapters, ONNX.
+"""Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF or ONNX, model or adapter.
 
 Counts, lengths, types, offsets, nesting and names are checked in bounded memory and time; nothing of the weights is
 read. Not covered: what the weights compute, memory that a well-formed model needs while it runs, and whoever writes to
@@ -124,7 +124,7 @@ def adapter(path: Path) -> Gguf:
 
 
 def any_file(path: Path) -> dict[str, object]:
-    """Check a file of any kind by how it begins (an ONNX model does not say so); returns what it is. Raises ModelError."""
+    """Check a file of any kind by how it begins (ONNX models do not say so); returns what it is. Raises ModelError."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
