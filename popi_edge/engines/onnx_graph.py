@@ -75,8 +75,14 @@ class Builder:
         """The sums of x over each block, where a part has an offset for each."""
         if not any(isinstance(p, Quantized) and p.offset is not None for p in parts):
             return None
-        split = self.graph.node("Reshape", [x, "block_shape"], out + ".split")
-        return self.graph.node("ReduceSum", [split, "last_axis"], out + ".sums", attributes={"keepdims": 0})
+        split = self.reshape(x, [0, 0, -1, 32], out + ".split")
+        axes = self.graph.constant("last_axis", np.array([-1], np.int64))
+        return self.graph.node("ReduceSum", [split, axes], out + ".sums", attributes={"keepdims": 0})
+
+    def reshape(self, x: str, shape: list[int], out: str) -> str:
+        """x in another shape: 0 keeps a size, -1 takes what is left."""
+        name = self.graph.constant("shape." + "_".join(map(str, shape)), np.array(shape, np.int64))
+        return self.graph.node("Reshape", [x, name], out)
 
     def product(self, x: str, parts: list[Part], out: str) -> str:
         """x @ Wᵀ for rows of ``parts`` one under the other: one product where they are of one form."""
@@ -158,13 +164,13 @@ class Builder:
         """Q, K and V of a layer, Q and K with their heads normalized where the architecture does that."""
         s, parts = self.shape, [f"{p}.{i}" for p in "qkv"]
         widths = np.array([s.heads, s.kv_heads, s.kv_heads], np.int64) * s.head_dim
-        self.graph.node("Split", [qkv, self.graph.constant(f"widths.{i}", widths)], parts, attributes={"axis": -1})
+        self.graph.node("Split", [qkv, self.graph.constant("widths", widths)], parts, attributes={"axis": -1})
         if not s.head_norms:
             return parts
         for at, part in enumerate("qk"):
-            split = self.graph.node("Reshape", [parts[at], "head_shape"], f"{part}.{i}.heads")
+            split = self.reshape(parts[at], [0, 0, -1, s.head_dim], f"{part}.{i}.heads")
             normed = self.norm(split, f"blk.{i}.attn_{part}_norm.weight", f"{part}.{i}.normed")
-            parts[at] = self.graph.node("Reshape", [normed, "flat_shape"], f"{part}.{i}.flat")
+            parts[at] = self.reshape(normed, [0, 0, -1], f"{part}.{i}.flat")
         return parts
 
     def attention(self, i: int, qkv: str, past: list[str], outs: list[str]) -> str:
@@ -212,10 +218,6 @@ class Builder:
     def build(self) -> Graph:
         """The whole model, every tensor of the file in it. Raises ModelError."""
         g, s = self.graph, self.shape
-        g.constant("block_shape", np.array([0, 0, -1, 32], np.int64))
-        g.constant("last_axis", np.array([-1], np.int64))
-        g.constant("head_shape", np.array([0, 0, -1, s.head_dim], np.int64))
-        g.constant("flat_shape", np.array([0, 0, -1], np.int64))
         x = self.front()
         if s.embedding_scale != 1.0:
             x = g.node("Mul", [x, g.constant("embedding_scale", np.array(s.embedding_scale, np.float32))], "scaled")
