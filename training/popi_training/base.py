@@ -27,6 +27,8 @@ def dequantized(path: Path) -> Any:
 
     gguf = Gguf(path)
     s = Shape.of(gguf)
+    if s.architecture != "llama":
+        raise ModelError(f"{path}: training runs on llama models, not {s.architecture}")
     config = LlamaConfig(
         vocab_size=s.vocabulary,
         hidden_size=s.hidden,
