@@ -41,6 +41,20 @@ OTHERS = frozenset({
 })  # fmt: skip
 """Added tokens that llama.cpp makes control tokens by their text, whatever a file says: so they are written as such."""
 
+NEWER = (
+    (0x1C89, 0x1C8A), (0xA7CB, 0xA7CD), (0xA7DA, 0xA7DC), (0x105C0, 0x105F3), (0x10D40, 0x10D49), (0x10D4A, 0x10D65),
+    (0x10D6F, 0x10D85), (0x10EC2, 0x10EC4), (0x11380, 0x113D3), (0x116D0, 0x116E3), (0x11BC0, 0x11BF9),
+    (0x13460, 0x143FA), (0x16100, 0x16139), (0x16D40, 0x16D79), (0x18CFF, 0x18CFF), (0x1CCF0, 0x1CCF9),
+    (0x1E5D0, 0x1E5FA),
+)  # fmt: skip
+"""Letters and digits that Unicode 16 added: ``tokenizers`` knows them, llama.cpp's older tables do not, so that a text
+with them may be split differently, whatever the vocabulary."""
+
+
+def comparable(text: str) -> str:
+    """``text`` without the characters that only one side knows to be letters or digits."""
+    return "".join(c for c in text if not any(low <= ord(c) <= high for low, high in NEWER))
+
 
 @dataclass(frozen=True)
 class Vocabulary:

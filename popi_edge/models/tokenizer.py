@@ -1,7 +1,8 @@
 """The tokenizer that a GGUF describes, rebuilt with ``tokenizers`` so that it agrees with llama.cpp on every string.
 
 Plain text never becomes a control token. Characters whose bytes the vocabulary lacks are removed first (llama.cpp
-and ``tokenizers`` would treat them differently).
+and ``tokenizers`` would treat them differently). Not covered: letters that Unicode 16 added, which llama.cpp does not
+know to be letters; SentencePiece vocabularies.
 """
 
 from __future__ import annotations
