@@ -166,8 +166,9 @@ def test_the_readme_s_own_blocks_load_it_without_popi(
     assert popi(adapter, kept, "--base", folder, *words)[0] == 0
     said = {}
     for place in (plain, kept):
-        snippet(place)
-        said[place] = follow(place, "llama.cpp").strip(), follow(place, "onnxruntime").strip()
+        (place / "plain_onnxruntime.py").write_text(python(place, "plain_onnxruntime.py"))
+        both = follow(place, "llama.cpp"), follow(place, "onnxruntime")
+        said[place] = ["".join(c for c in text if c.isascii()).strip() for text in both]  # less broken UTF-8
         assert all(said[place])
         short = min(map(len, said[place]))  # one stops after 48 tokens, the other after 64
         assert said[place][0][: short // 2] == said[place][1][: short // 2]
