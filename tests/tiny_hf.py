@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def pre_tokenizer(kind: str) -> Any:
     return kinds[kind] if kind in kinds else _split({"qwen2": QWEN2, "llama-bpe": LLAMA3}[kind])
 
 
-def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False) -> Any:
-    """A byte-level BPE trained on a few hundred lines; ``bos`` puts ``<|endoftext|>`` before every text."""
+def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False, texts: Sequence[str] = ()) -> Any:
+    """A byte-level BPE trained on a few hundred lines and ``texts``; ``bos`` puts ``<|endoftext|>`` before a text."""
     made = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     made.pre_tokenizer = pre_tokenizer(kind)
     made.decoder = decoders.ByteLevel()
@@ -50,7 +51,7 @@ def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False) -> An
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([*TEXT, *MORE, *world_texts()], trainer)
+    made.train_from_iterator([*TEXT, *MORE, *world_texts(), *texts], trainer)
     level = processors.ByteLevel(trim_offsets=False)
     if bos:
         start = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)])
@@ -101,17 +102,17 @@ def model(config: Any, *, seed: int) -> Any:
 
 def folder(
     path: Path, architecture: str, *, seed: int = 0, tied: bool = True, vocabulary: str = "smollm", hidden: int = 64,
-    dtype: str = "float32", bos: bool = False, extra: int = 0, shard: str = "5GB",
+    dtype: str = "float32", bos: bool = False, extra: int = 0, shard: str = "5GB", words: Any = None,
 ) -> Path:  # fmt: skip
     """A model's folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json with its chat template.
 
     ``hidden`` is 64, or 256 where K-quants matter; ``extra`` rows of the embedding have no token; ``shard`` is the
-    largest size of one file (``50KB`` gives several and an index).
+    largest size of one file (``50KB`` gives several and an index); ``words`` is a tokenizer to use instead.
     """
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    words = tokenizer(vocabulary, bos=bos)
+    words = words or tokenizer(vocabulary, bos=bos)
     made = model(_config(architecture, hidden, words.get_vocab_size() + extra, tied), seed=seed)
     made.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=shard)
     fast = PreTrainedTokenizerFast(

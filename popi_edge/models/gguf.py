@@ -33,6 +33,7 @@ MAX_KEY, MAX_NAME = 256, 63
 """Bytes of a key and of a tensor's name (llama.cpp's own limit)."""
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 NUMPY = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+CODES = {np.dtype(text): code for code, text in NUMPY.items()}
 UINT32, STRING, ARRAY = 4, 8, 9
 BLOCKS = {  # ggml type: (name, values in a block, bytes in a block)
     0: ("F32", 1, 4),

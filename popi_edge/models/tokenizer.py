@@ -1,22 +1,30 @@
 """The tokenizer that a GGUF describes, rebuilt with ``tokenizers`` so that it agrees with llama.cpp on every string.
 
 Plain text never becomes a control token. Characters whose bytes the vocabulary lacks are removed first (llama.cpp
-and ``tokenizers`` would treat them differently).
+and ``tokenizers`` would treat them differently). Not covered: letters that Unicode 16 added, which llama.cpp does not
+know to be letters; SentencePiece vocabularies.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 
-CONTROL = 3
-NORMAL_PRE = ("smollm", "gpt-2", "default")
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {"qwen2": WORDS % r"\p{N}", "llama-bpe": WORDS % r"\p{N}{1,3}"}
+"""The pre-tokenizers that are a regular expression: Qwen 2's takes digits one by one, Llama 3's up to three."""
+PLAIN = ("smollm", "gpt-2", "default")
+NORMALIZER = "popi.tokenizer.normalizer"
+"""A key of ours: what the model's own tokenizer does to a text first (only NFC); llama.cpp does not know it."""
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -32,27 +40,33 @@ class Tokenizer:
 
     def __init__(self, gguf: Gguf) -> None:
         kind, pre = gguf.need("tokenizer.ggml.model", str), gguf.fields.get("tokenizer.ggml.pre")
-        if kind != "gpt2" or pre not in NORMAL_PRE:
+        if kind != "gpt2" or pre not in (*PLAIN, *SPLITS):
             raise ModelError(f"{gguf.path}: its tokenizer ({kind}, {pre}) is not supported yet")
         self.tokens: list[str] = gguf.need("tokenizer.ggml.tokens", list)
         merges = gguf.need("tokenizer.ggml.merges", list)
         types = gguf.fields.get("tokenizer.ggml.token_type")
-        self._control = {} if types is None else {t: i for i, t in enumerate(self.tokens) if types[i] == CONTROL}
         vocab = {t: i for i, t in enumerate(self.tokens)}
         if len(vocab) != len(self.tokens) or (types is not None and len(types) != len(self.tokens)):
             raise ModelError(f"{gguf.path}: its vocabulary is inconsistent")
+        self._types = [1] * len(vocab) if types is None else [int(t) for t in types]
+        self._control = {t: i for t, i in vocab.items() if self._types[i] == CONTROL}
         try:
             pairs = [tuple(m.split(" ")) for m in merges]
-            self._hf = HfTokenizer(models.BPE(vocab, pairs, fuse_unk=False, byte_fallback=False))
+            whole = pre == "llama-bpe"  # a word that is a token is taken whole, whatever the merges would make of it
+            bpe = models.BPE(vocab, pairs, fuse_unk=False, byte_fallback=False, ignore_merges=whole)
+            self._hf = HfTokenizer(bpe)
         except Exception as e:  # tokenizers raises bare Exception
             why = " ".join(str(e).split())[:120]
             raise ModelError(f"{gguf.path}: its merges do not fit its vocabulary: {why}") from None
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        self._hf.pre_tokenizer = pre_tokenizers.Sequence([digits, level]) if pre == "smollm" else level
+        self._hf.pre_tokenizer = _pre_tokenizer(pre)
         self._hf.decoder = decoders.ByteLevel()
         self._hf.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in self._control])
+        own = [t for t, i in vocab.items() if self._types[i] == USER_DEFINED]
+        self._hf.add_tokens([AddedToken(t, normalized=False, special=False) for t in own])
         self._hf.encode_special_tokens = True
+        self._normalizer = gguf.fields.get(NORMALIZER, "")
+        if self._normalizer not in ("", "NFC"):
+            raise ModelError(f"{gguf.path}: its normalizer {self._normalizer!r:.40} is not supported")
         self.chat_template: str = gguf.fields.get("tokenizer.chat_template", "")
         ends = {gguf.fields.get("tokenizer.ggml.eos_token_id"), gguf.fields.get("tokenizer.ggml.eot_token_id")}
         ends |= {self._control.get(name) for name in ("<|im_end|>", "<|endoftext|>")}
@@ -69,7 +83,9 @@ class Tokenizer:
         return len(self.tokens)
 
     def clean(self, text: str) -> str:
-        """Text without the characters that the vocabulary cannot spell."""
+        """Text as the model's tokenizer normalizes it, without the characters that the vocabulary cannot spell."""
+        if self._normalizer:
+            text = unicodedata.normalize(self._normalizer, text)
         if not self._missing.intersection(text.encode("utf-8", "ignore")) and text.isascii():
             return text
         return "".join(c for c in text if not self._missing.intersection(c.encode("utf-8", "ignore")))
@@ -93,11 +109,23 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes that each token decodes to; None for control tokens."""
+        """The bytes that each token decodes to; None for control tokens and placeholders."""
         alphabet = byte_alphabet()
-        controls = set(self._control.values())
         out: list[bytes | None] = []
-        for i, token in enumerate(self.tokens):
-            text = None if i in controls else token
-            out.append(None if text is None else bytes(alphabet[c] for c in text if c in alphabet))
+        for token, kind in zip(self.tokens, self._types, strict=True):
+            if kind in (CONTROL, UNUSED):
+                out.append(None)
+            else:
+                plain = token.encode() if kind == USER_DEFINED else bytes(alphabet[c] for c in token if c in alphabet)
+                out.append(plain)
         return out
+
+
+def _pre_tokenizer(pre: str) -> Any:
+    """How a text is split before the merges apply."""
+    if pre in SPLITS:
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated"), level])
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([digits, level]) if pre == "smollm" else level
