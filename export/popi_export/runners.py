@@ -92,7 +92,8 @@ class TorchRunner:
 
 
 class LlamaRunner:
-    """A GGUF on bare llama.cpp; ``exact``: keys and values in float32, no flash attention (for parity)."""
+    """A GGUF on bare llama.cpp; ``exact``: keys and values in float32, no flash attention (for parity). An adapter in
+    float16 still costs exactness: llama.cpp rounds the activations that it multiplies by it."""
 
     name = "llama.cpp"
 
@@ -106,7 +107,9 @@ class LlamaRunner:
 
     def logits(self, ids: Sequence[int]) -> Logits:
         self.forget()
-        return self.model.feed(ids, 0)
+        out = self.model.feed(ids, 0)
+        self.forget()
+        return out
 
     def step(self, ids: Sequence[int]) -> Logits:
         out: Logits = self.model.feed(ids, self._length, every=False)[0]
