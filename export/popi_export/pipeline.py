@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,8 @@ from popi_export import beside, card, licences, plan, quantize, stages, to_onnx
 from popi_export.activations import collect
 from popi_export.bundle import drafted, entry, refuse_taken, training
 from popi_export.imatrix import ImportanceMatrix, calibration_text
+from popi_export.limits import Limits
+from popi_export.limits import read as read_limits
 from popi_export.plan import Plan
 from popi_export.source import Source
 from popi_export.stages import Stage, Work
@@ -64,6 +67,8 @@ class Export:
             self.beside = self.work.stage(
                 "beside", self.inputs(self.plain), lambda folder: beside.write(self.source, self.plain_file, folder)
             )
+
+        self.verified = self._verified() if self.plan.verify != "off" else None
 
     @property
     def plain_file(self) -> Path:
@@ -134,6 +139,39 @@ class Export:
 
         return self.work.stage(f"onnx-{kind}", self.inputs(parent, self.adapters), make)
 
+    def _verified(self) -> Stage:
+        """Everything written compared with the source. Raises ModelError where a limit does not hold."""
+        from popi_export import checks
+
+        limits = read_limits(self.plan.limits) if self.plan.limits is not None else Limits()
+        written = checks.Written(
+            plain=self.plain_file,
+            gguf={kind: self.models[kind][f"model-{kind}.gguf"] for kind in self.plan.gguf},
+            onnx={k: (s[f"model-{k}.onnx"], s[f"model-{k}.onnx.data"]) for k, s in self.graphs.items()},
+            adapters={role: self.adapters[f"{role}.gguf"] for role in self.roles()},
+            onnx_adapters={(r, k): s[f"{r}-{k}.onnx_adapter"] for k, s in self.graphs.items() for r in self.roles()},
+            tokenizer=self.beside["tokenizer.json"] if self.graphs else None,
+        )
+
+        def make(folder: Path) -> dict[str, Any]:
+            report = checks.compare(
+                self.source, written, merge=self.plan.merge, roles=self.roles(), how=checks.HOW[self.plan.verify],
+                limits=limits, tell=self.work.tell,
+            )  # fmt: skip
+            checks.write(report, folder)
+            return {"failures": list(report.failures), "reference": report.reference, "how": self.plan.verify}
+
+        parents = [*self.models.values(), *self.graphs.values(), self.adapters]
+        settings = {"how": self.plan.verify, "limits": asdict(limits), "merge": self.plan.merge}
+        done = self.work.stage("verify", self.inputs(*parents, **settings), make)
+        if failures := done.facts["failures"]:
+            more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+            raise ModelError(
+                f"a limit does not hold, so there is no bundle: {failures[0]}{more}; the table is "
+                f"{done[checks.LINES]}, and what is done stays there to go on with"
+            )
+        return done
+
 
 def copy(origin: Path, target: Path) -> None:
     """A file once more, as a second name of the same bytes where the disk can. Raises OSError."""
@@ -196,6 +234,8 @@ def _assemble(
         manifest["training"] = training(done.source.run)
     elif not done.source.adapters:
         manifest["decoding"] = bundles.ZERO_SHOT
+    if done.verified is not None:
+        manifest["verified"] = {k: done.verified.facts[k] for k in ("how", "reference")} | {"table": "table.json"}
     if evaluation is not None:
         manifest["evaluation"] = dict(evaluation)
     texts = _texts(done, manifest, found, model)
@@ -254,7 +294,10 @@ def _texts(
     tokens = model.fields["tokenizer.ggml.tokens"]
     named = {k.removesuffix("_id"): str(tokens[i]) for k, i in beside.special(model).items()}
     example = card.prompt(manifest["chat_template"], {"bos_token": "", "eos_token": "", **named})
-    table = "Not verified (`--verify off`)."
+    table = "Not compared with its source (`--verify off`)."
+    if done.verified is not None:
+        texts |= {name: done.verified[name].read_bytes() for name in done.verified.files}
+        table = done.verified["table.md"].read_text("utf-8")
     changes = ["the format and the quantization of the weights (MODEL_CARD.md)"]
     changes += [f"the adapter {done.plan.merge} was merged into them"] if done.plan.merge else []
     about = {**manifest, "source": manifest["made_from"]["source"], "changes": changes}
