@@ -76,6 +76,8 @@ BAD: list[tuple[str, Any, bytes, dict[str, Any], str]] = [
     ("no UTF-8", b'{"\xff": 1}', b"", {}, "not JSON"),
     ("recursion", b'{"a":' + b"[" * 200_000, b"", {}, "nested too deeply"),
     ("no tensors", {"__metadata__": {"a": "b"}}, b"", {}, "it holds no tensors"),
+    ("ten thousand tensors", {f"t{i}": entry(4 * i, 4 * i + 4) for i in range(10_000)}, bytes(40_000), {},
+     "more than 8,192 tensors"),
     ("metadata of numbers", {"__metadata__": {"a": 1}, **GOOD}, bytes(24), {}, "not an object of texts"),
     ("a name twice", b'{"a": 1, "a": 2}', b"", {}, "the name 'a' stands twice"),
     ("an unknown type", {"a": entry(0, 8, [2], "F4")}, bytes(8), {}, "the unknown type 'F4'"),
@@ -103,7 +105,7 @@ BAD: list[tuple[str, Any, bytes, dict[str, Any], str]] = [
     ("a name of nothing", {"": entry(0, 8)}, bytes(8), {}, "a name that is none"),
     ("a name with an escape", {"\x1b[2J": entry(0, 8)}, bytes(8), {}, "a name that is none"),
     ("a name without end", {"a" * 300: entry(0, 8)}, bytes(8), {}, "a name that is none"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("header", "data", "options", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
