@@ -18,8 +18,8 @@ from typing import Any
 from popi_edge.errors import ModelError
 from popi_export.bounded import parse_json
 
-MAX_HEADER = 1 << 20
-MAX_TENSORS = 8_192
+MAX_HEADER = 1 << 19
+MAX_TENSORS = 4_096
 """In one file; a model of 126 layers has about 1,200. Counted before the header is parsed, which is what takes time."""
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
