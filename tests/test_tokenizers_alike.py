@@ -22,10 +22,11 @@ from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_export import source
+from popi_export.fuzz import PIECES
+from popi_export.fuzz import strings as fuzzed
 from popi_export.to_gguf import write_model
 from popi_export.vocabulary import comparable
 from tests import tiny_hf
-from tests.test_tokenizer import PIECES, fuzzed
 
 KINDS = ("gpt-2", "smollm", "qwen2", "llama-bpe")
 OWN = ("<tool>", "</tool>")

@@ -71,16 +71,21 @@ def differences(texts: Sequence[str], one: Encode, other: Encode, clean: Callabl
 
 
 def cleaner(gguf: Gguf) -> Callable[[str], str]:
-    """Takes characters out whose bytes a byte-level vocabulary lacks: tokenizers drop them, each in its own way, and
-    the runtime's own never sees them. Other vocabularies keep all."""
-    if gguf.fields.get("tokenizer.ggml.model") != "gpt2":
-        return str
-    alphabet = byte_alphabet()
-    present = {alphabet[t] for t in gguf.need("tokenizer.ggml.tokens", list) if t in alphabet}
-    missing = frozenset(range(256)) - present
-    if not missing:
-        return str
-    return lambda text: "".join(c for c in text if not missing.intersection(c.encode("utf-8", "ignore")))
+    """Takes out what cannot be compared: characters that only the newer of two Unicode tables knows to be letters
+    (``vocabulary.comparable``), and those whose bytes a byte-level vocabulary lacks (tokenizers drop them, each in its
+    own way; the runtime takes them out itself)."""
+    from popi_export.vocabulary import comparable
+
+    missing = frozenset[int]()
+    if gguf.fields.get("tokenizer.ggml.model") == "gpt2":
+        alphabet = byte_alphabet()
+        present = {alphabet[t] for t in gguf.need("tokenizer.ggml.tokens", list) if t in alphabet}
+        missing = frozenset(range(256)) - present
+
+    def clean(text: str) -> str:
+        return "".join(c for c in comparable(text) if not missing.intersection(c.encode("utf-8", "ignore")))
+
+    return clean
 
 
 def controls(gguf: Gguf) -> list[str]:

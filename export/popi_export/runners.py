@@ -51,22 +51,16 @@ class TorchRunner:
     @classmethod
     def folder(cls, path: Path, adapter: Path | None = None) -> TorchRunner:
         """A Hugging Face folder, and a PEFT adapter's folder. Raises ModelError; nothing is fetched or executed."""
-        from popi_training.folder import load_model
+        from popi_export import torch_model
 
-        model = load_model(path)
-        if adapter is not None:
-            from peft import PeftModel
-
-            try:
-                model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).eval()
-            except Exception as e:  # peft and safetensors raise many kinds
-                raise ModelError(f"{adapter}: {type(e).__name__}: {' '.join(str(e).split())[:120]}") from None
-        return cls(model)
+        return cls(torch_model.from_folder(path, adapter))
 
     @classmethod
     def gguf(cls, path: Path, adapter: Path | None = None) -> TorchRunner:
         """A GGUF dequantized to float32, with a GGUF adapter merged in. Raises ModelError."""
-        return cls(merged(path, adapter))
+        from popi_export import torch_model
+
+        return cls(torch_model.from_gguf(path, adapter))
 
     def logits(self, ids: Sequence[int]) -> Logits:
         import torch
@@ -248,34 +242,3 @@ def open_runner(
         case "popi-onnx" | "popi-llama_cpp":
             return EngineRunner(engine.removeprefix("popi-"), model, adapter, threads=threads)
     raise ConfigError(f"there is no engine {engine!r:.40}; there are {', '.join(ENGINES)}")
-
-
-def merged(path: Path, adapter: Path | None) -> Any:
-    """The torch model of a GGUF, dequantized to float32, W + scale·B·A where an adapter has a layer.
-
-    Raises ModelError. Not covered: other architectures than llama.
-    """
-    import torch
-
-    from popi_edge.engines.adapter import read_adapter
-    from popi_edge.engines.onnx_graph import Shape
-    from popi_edge.models.gguf import Gguf
-    from popi_edge.models.names import gguf_name
-    from popi_training.base import dequantized
-
-    model = dequantized(path)
-    if adapter is None:
-        return model
-    base = Gguf(path)
-    found, shape = read_adapter(adapter, base), Shape.of(base)
-    used = set()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            key = gguf_name(name)
-            if key in found.layers:
-                a, b = found.layers[key]
-                weight += torch.from_numpy(shape.plain_rows(key, b) @ a * np.float32(found.scale))
-                used.add(key)
-    if left := sorted(set(found.layers) - used):
-        raise ModelError(f"{adapter}: {left[0]} is not a layer of {path}")
-    return model
