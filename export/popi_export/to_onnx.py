@@ -6,7 +6,7 @@ The inputs and outputs are those of optimum's text-generation-with-past export: 
 on. Rows of a batch may be padded on either side, as ``attention_mask`` says (a window counts padding, as it does in
 transformers); ONNX Runtime refuses a batch that goes on from a past with more than one new token a row.
 
-Adapters stay apart: their A and B are inputs whose defaults have rank 0, and each is written as an ``.onnx_adapter`` for
+Adapters stay apart: their A and B are inputs with defaults of rank 0, and each is written as an ``.onnx_adapter`` for
 ONNX Runtime's ``LoraAdapter`` (Python, C, C++, C#; JavaScript has none). Covered: F32, F16, Q8_0, Q4_0, Q4_1, Q6_K.
 Not covered: other quantizations, other runtimes than ONNX Runtime.
 """
