@@ -20,7 +20,7 @@ from popi_edge.models import bundle as bundles
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, WHOLE
 from popi_edge.prompts import CONTRACT
-from popi_export import beside, card, licences, plan, quantize, stages, to_onnx
+from popi_export import beside, card, genai, licences, plan, quantize, stages, to_onnx
 from popi_export.activations import collect
 from popi_export.bundle import drafted, entry, refuse_taken, training
 from popi_export.imatrix import ImportanceMatrix, calibration_text
@@ -60,13 +60,14 @@ class Export:
         matrix = self._importance()
         for kind in self.plan.made:
             self.models[kind] = self._quantized(kind, matrix)
-        self.adapters = self.work.stage("adapters", self.inputs(merge=self.plan.merge), self._adapters)
+        half = not {"F32", "fp32"} & {*self.plan.gguf, *self.plan.onnx}  # a float model would lose by rounding alone
+        self.adapters = self.work.stage(
+            "adapters", self.inputs(merge=self.plan.merge, half=half), lambda folder: self._adapters(folder, half)
+        )
         for kind in self.plan.onnx:
             self.graphs[kind] = self._graph(kind)
         if self.plan.onnx:
-            self.beside = self.work.stage(
-                "beside", self.inputs(self.plain), lambda folder: beside.write(self.source, self.plain_file, folder)
-            )
+            self.beside = self.work.stage("beside", self.inputs(self.plain, onnx=self.plan.onnx), self._beside)
 
         self.verified = self._verified() if self.plan.verify != "off" else None
 
@@ -121,10 +122,15 @@ class Export:
         parents = [self.plain, *([weighed] if weighed else [])]
         return self.work.stage(f"gguf-{kind}", self.inputs(*parents, kind=kind, kept=kept), make)
 
-    def _adapters(self, folder: Path) -> None:
+    def _adapters(self, folder: Path, half: bool) -> None:
         for role, name in self.roles().items():
-            write_lora(folder / f"{role}.gguf", self.source.adapters[name], self.source.config)
+            write_lora(folder / f"{role}.gguf", self.source.adapters[name], self.source.config, half=half)
 
+
+    def _beside(self, folder: Path) -> None:
+        beside.write(self.source, self.plain_file, folder)
+        plain = Gguf(self.plain_file)
+        genai.write(folder, plain, f"model-{self.plan.onnx[-1]}.onnx", tuple(beside.end_ids(plain)))
 
     def _graph(self, kind: str) -> Stage:
         """An ONNX model from the GGUF that has its quantization, the kept adapters beside it."""
