@@ -15,16 +15,11 @@ SNIPPET = "plain_onnxruntime.py"
 
 
 def prompt(template: str, tokens: Mapping[str, str]) -> str:
-    """The question under a chat template, as text; empty where the template fails."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """The question under a chat template, as text. Raises ModelError where the template fails."""
+    from popi_edge.models.template import render
 
-    try:
-        page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        turns = [{"role": "user", "content": QUESTION}]
-        return str(page.render(messages=turns, add_generation_prompt=True, **tokens))
-    except (TemplateError, TypeError, ValueError, OverflowError):
-        return ""
+    turns = [{"role": "user", "content": QUESTION}]
+    return render(template, turns, add_generation_prompt=True, **tokens)
 
 
 def readme(manifest: Mapping[str, Any], text: str) -> str:

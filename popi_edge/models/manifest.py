@@ -103,7 +103,7 @@ def parse(data: bytes, where: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ModelError(f"{where}: not an object")
     if need(table, "format", int, where) not in (FORMAT, WHOLE):
-        raise ModelError(f"{where}: format {table['format']}; this popi-edge reads the formats {FORMAT} and {WHOLE}")
+        raise ModelError(f"{where}: format {table['format']}; this popi-edge reads format {FORMAT} and format {WHOLE}")
     if need(table, "prompt_contract", int, where) != CONTRACT:
         raise ModelError(f"{where}: prompt contract {table['prompt_contract']}; this popi-edge has {CONTRACT}")
     for key in ("name", "version"):
