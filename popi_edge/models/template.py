@@ -196,7 +196,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(owner, str) and __obj.__name__ == "replace":
                 return __self._replace(owner, *args)
             if isinstance(owner, str) and __obj.__name__ == "join":
-                return __self._join(*args, owner)
+                return __self._join(args[0] if args else (), owner)
         return super().call(__context, __obj, *args, **kwargs)
 
 
