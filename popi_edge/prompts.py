@@ -124,7 +124,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
     the template's text alone, and the contents are always plain text. Raises ModelError for an unusable template.
     """
     ids: list[int] = []
-    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages)):
+    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages), tokenizer.bos):
         if isinstance(piece, int):
             ids += tokenizer.encode(messages[piece][1])
         else:
@@ -133,8 +133,9 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _frame(template: str, roles: tuple[str, ...]) -> tuple[str | int, ...]:
-    """The template around the contents: its own text, and the index of each message's content."""
+def _frame(template: str, roles: tuple[str, ...], bos: str) -> tuple[str | int, ...]:
+    """The template around the contents: its own text, and the index of each message's content; ``bos`` is the token
+    that begins every text of the model, or nothing."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -144,7 +145,7 @@ def _frame(template: str, roles: tuple[str, ...]) -> tuple[str | int, ...]:
     turns = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
     try:
         page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        text = page.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="")
+        text = page.render(messages=turns, add_generation_prompt=True, bos_token=bos, eos_token="")
     except (TemplateError, TypeError, ValueError, OverflowError) as e:
         raise ModelError(f"the model's chat template fails: {str(e)[:120]}") from None
     pieces: list[str | int] = []
