@@ -123,7 +123,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
     the template's text alone, and the contents are always plain text. Raises ModelError for an unusable template.
     """
     ids: list[int] = []
-    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages)):
+    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages), tokenizer.bos):
         if isinstance(piece, int):
             ids += tokenizer.encode(messages[piece][1])
         else:
@@ -132,13 +132,14 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _frame(template: str, roles: tuple[str, ...]) -> tuple[str | int, ...]:
-    """The template around the contents: its own text, and the index of each message's content."""
+def _frame(template: str, roles: tuple[str, ...], bos: str) -> tuple[str | int, ...]:
+    """The template around the contents: its own text, and the index of each message's content; ``bos`` is the token
+    that begins every text of the model, or nothing."""
     from popi_edge.models.template import render
 
     marks = [f"\ue000{i}\ue001" for i in range(len(roles))]
     turns = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
-    text = render(template, turns, add_generation_prompt=True, bos_token="", eos_token="")
+    text = render(template, turns, add_generation_prompt=True, bos_token=bos, eos_token="")
     pieces: list[str | int] = []
     for i, mark in enumerate(marks):
         before, found, text = text.partition(mark)

@@ -11,10 +11,11 @@ from typing import Any
 
 from popi_edge.errors import ModelError
 from popi_edge.models.names import gguf_name
+from popi_edge.models.tokenizer import ENDS, OTHERS
 from popi_export.architectures import ROPE_FACTORS, Config, from_gguf, rotary_heads
 from popi_export.source import Source, dequantize
 from popi_export.to_gguf import merged
-from popi_export.vocabulary import ENDS, OTHERS, TOKENIZER
+from popi_export.vocabulary import TOKENIZER
 
 
 def transformers_config(c: Config) -> Any:
