@@ -2,7 +2,7 @@
 // are. node onnx_javascript.mjs RUNTIME MODULES JOB.json: MODULES is the folder of node_modules; the job has `model`,
 // `ids`, `steps`, `out` and perhaps `adapter` (name → {dims, file}, fed as ordinary inputs: there is no LoraAdapter here).
 // Written to `out`: the last logits of every step, float32; printed: one JSON object.
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { basename } from "node:path";
 
@@ -19,9 +19,10 @@ async function open(path) {
   }
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
-  const data = { path: basename(path) + ".data", data: new Uint8Array(readFileSync(path + ".data")) };
+  const beside = path + ".data";
+  const data = { path: basename(beside), data: existsSync(beside) ? new Uint8Array(readFileSync(beside)) : null };
   return ort.InferenceSession.create(new Uint8Array(readFileSync(path)), {
-    externalData: [data], executionProviders: ["wasm"], logSeverityLevel: 3,
+    externalData: data.data ? [data] : [], executionProviders: ["wasm"], logSeverityLevel: 3,
   });
 }
 
@@ -42,13 +43,14 @@ const rows = [];
 for (let step = 0; step < job.steps; step++) {
   const positions = fresh.map((_, i) => length + i);
   length += fresh.length;
-  const found = await session.run({
+  const feeds = {
     input_ids: long(fresh, [1, fresh.length]),
     attention_mask: long(Array(length).fill(1), [1, length]),
-    position_ids: long(positions, [1, fresh.length]),
     ...past,
     ...extra,
-  });
+  };
+  if (session.inputNames.includes("position_ids")) feeds.position_ids = long(positions, [1, fresh.length]);
+  const found = await session.run(feeds);
   for (const name of Object.keys(past)) past[name] = found[name.replace("past_key_values", "present")];
   const words = found.logits.dims[2];
   const last = found.logits.data.slice((fresh.length - 1) * words);

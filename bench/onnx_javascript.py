@@ -1,7 +1,8 @@
-"""The exported ONNX files in onnxruntime-node and onnxruntime-web: the same files, tokens and logits as in Python.
+"""The exported ONNX files in onnxruntime-node, onnxruntime-web and transformers.js against Python on the same files.
 
-python -m bench.onnx_javascript MODEL.onnx [ADAPTER.gguf BASE.gguf] --modules NODE_MODULES. The packages are npm's; what
-is not installed is listed under ``not_covered``. Not covered in any case: browsers, WebGPU, phones.
+python -m bench.onnx_javascript MODEL.onnx [ADAPTER.gguf BASE.gguf] --modules NODE_MODULES, with tokenizer.json,
+tokenizer_config.json and config.json beside the model. The packages are npm's; what is not installed is listed under
+``not_covered``. Not covered in any case: browsers, WebGPU, phones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from bench.common import show
 from popi_edge.engines.adapter import fused, hooks_of, read_adapter
@@ -26,9 +28,12 @@ from popi_edge.engines.onnx_graph import GROUPS
 from popi_edge.engines.onnx_shape import Shape
 from popi_edge.models.gguf import Gguf
 
-SCRIPT = Path(__file__).with_name("onnx_javascript.mjs")
-RUNTIMES = ("onnxruntime-node", "onnxruntime-web")
-IDS = (1, 4093, 198, 2683, 359, 253, 4194, 7147, 47, 2, 198, 1, 520, 9531, 198)
+SCRIPTS = {
+    "onnxruntime-node": "onnx_javascript.mjs",
+    "onnxruntime-web": "onnx_javascript.mjs",
+    "@huggingface/transformers": "transformers_js.mjs",
+}
+TEXT = "<|im_start|>user\nWhat is a heat pump, and what is it good for?<|im_end|>\n<|im_start|>assistant\n"
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, Floats]
 
@@ -37,7 +42,7 @@ def missing(runtime: str, modules: Path) -> str | None:
     """Why a runtime cannot be tried, or None."""
     if shutil.which("node") is None:
         return f"{runtime}: there is no node"
-    return None if (modules / runtime).is_dir() else f"{runtime}: not in {modules.name or modules}"
+    return None if (modules / runtime).is_dir() else f"{runtime}: not installed"
 
 
 def adapter_arrays(adapter: Path, base: Path) -> dict[str, Floats]:
@@ -58,14 +63,16 @@ def in_python(model: Path, ids: Sequence[int], steps: int, adapter: Arrays) -> t
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    past = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
-            for i in session.get_inputs() if i.name.startswith("past_key_values.")}  # fmt: skip
+    inputs = {i.name: i.shape for i in session.get_inputs()}
+    past = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
+            for name, shape in inputs.items() if name.startswith("past_key_values.")}  # fmt: skip
     names = [o.name for o in session.get_outputs()]
     fresh, length, tokens, rows = list(ids), 0, [], []
     for _ in range(steps):
         feeds = {"input_ids": np.array([fresh]), "position_ids": np.arange(length, length + len(fresh))[None],
                  "attention_mask": np.ones((1, length + len(fresh)), np.int64)}  # fmt: skip
         length += len(fresh)
+        feeds = {name: value for name, value in feeds.items() if name in inputs}
         found = dict(zip(names, session.run(names, {**feeds, **past, **adapter}), strict=True))
         past = {name: found[name.replace("past_key_values", "present")] for name in past}
         rows.append(found["logits"][0, -1])
@@ -74,44 +81,71 @@ def in_python(model: Path, ids: Sequence[int], steps: int, adapter: Arrays) -> t
     return tokens, np.stack(rows)
 
 
-def in_node(
+def in_node(runtime: str, modules: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script of ours printed. Raises RuntimeError with the error that node named."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(job, file)
+        file.flush()
+        before = [runtime] if SCRIPTS[runtime] == "onnx_javascript.mjs" else []
+        command = ["node", str(Path(__file__).with_name(SCRIPTS[runtime])), *before, str(modules.resolve()), file.name]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if re.match(r"\w*Error", line.strip())]
+        raise RuntimeError((errors or [done.stderr[-500:]])[0].strip()[:300])
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def by_names(
     runtime: str, modules: Path, model: Path, ids: Sequence[int], steps: int, adapter: Arrays
 ) -> tuple[str, list[int], Floats]:
-    """The runtime's version, and the same two from it. Raises RuntimeError with what node said."""
+    """The version of a runtime that is fed by names, its tokens, and the last logits of every step [steps, V]."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job: dict[str, Any] = {"model": str(model), "ids": list(ids), "steps": steps, "out": str(folder / "out")}
+        parts = {}
         for i, (part, value) in enumerate(adapter.items()):
             (folder / f"{i}").write_bytes(np.ascontiguousarray(value).tobytes())
-            job.setdefault("adapter", {})[part] = {"dims": value.shape, "file": str(folder / f"{i}")}
-        (folder / "job.json").write_text(json.dumps(job), "utf-8")
-        command = ["node", str(SCRIPT), runtime, str(modules.resolve()), str(folder / "job.json")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if re.match(r"\w*Error", line.strip())]
-            raise RuntimeError((errors or [done.stderr[-500:]])[0].strip()[:500])
-        said = json.loads(done.stdout.splitlines()[-1])
+            parts[part] = {"dims": value.shape, "file": str(folder / f"{i}")}
+        job = {"model": str(model.resolve()), "ids": list(ids), "steps": steps, "out": str(folder / "out"),
+               "adapter": parts}  # fmt: skip
+        said = in_node(runtime, modules, job)
         return said["version"], said["tokens"], np.fromfile(folder / "out", np.float32).reshape(steps, -1)
 
 
-def compare(model: Path, modules: Path, ids: Sequence[int], steps: int, adapter: Arrays) -> dict[str, Any]:
-    """Per runtime: its version, how many greedy tokens are Python's before the first that is not, and the largest
-    difference of a logit over them, as a part of the largest logit."""
+def alike(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens are the same before the first that is not."""
+    return next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
+
+
+def compare(model: Path, modules: Path, text: str, steps: int, adapter: Arrays) -> dict[str, Any]:
+    """Per runtime: its version, how many greedy tokens are Python's before the first that is not, and for those fed by
+    names the largest difference of a logit up to there, as a part of the largest logit."""
+    ids = Tokenizer.from_file(str(model.with_name("tokenizer.json"))).encode(text, add_special_tokens=False).ids
     tokens, logits = in_python(model, ids, steps, adapter)
     out: dict[str, Any] = {"python": {"version": ort.__version__, "tokens": tokens}, "not_covered": []}
-    for runtime in RUNTIMES:
-        if why := missing(runtime, modules):
+
+    def fed(runtime: str) -> dict[str, Any]:
+        version, theirs, found = by_names(runtime, modules, model, ids, steps, adapter)
+        same = alike(tokens, theirs)
+        seen = min(same + 1, steps)  # the step at which they part still had the same input
+        worst = float(np.abs(found[:seen] - logits[:seen]).max() / np.abs(logits).max())
+        return {"version": version, "tokens_alike": same, "of": steps, "largest_difference": worst}
+
+    def by_itself(runtime: str) -> dict[str, Any]:
+        job = {"folder": str(model.resolve().parent), "file": model.name, "text": text, "steps": steps}
+        said = in_node(runtime, modules, job)
+        same, of = alike(tokens, said["tokens"]), len(said["tokens"])
+        return {"version": said["version"], "ids_alike": said["ids"] == ids, "tokens_alike": same, "of": of}
+
+    for runtime, script in SCRIPTS.items():
+        own = script == "transformers_js.mjs"
+        if why := (f"{runtime}: it has no place for an adapter" if own and adapter else missing(runtime, modules)):
             out["not_covered"].append(why)
             continue
         try:
-            version, theirs, found = in_node(runtime, modules, model, ids, steps, adapter)
+            out[runtime] = by_itself(runtime) if own else fed(runtime)
         except RuntimeError as e:
             out[runtime] = {"failed": str(e)}
-            continue
-        same = next((i for i, pair in enumerate(zip(tokens, theirs, strict=True)) if pair[0] != pair[1]), steps)
-        seen = min(same + 1, steps)  # the step at which they part still had the same input
-        worst = float(np.abs(found[:seen] - logits[:seen]).max() / np.abs(logits).max())
-        out[runtime] = {"version": version, "tokens_alike": same, "of": steps, "largest_difference": worst}
     return out
 
 
@@ -124,7 +158,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     adapter = adapter_arrays(*args.adapter) if args.adapter else {}
-    result = compare(args.model, args.modules, IDS, args.steps, adapter)
+    result = compare(args.model, args.modules, TEXT, args.steps, adapter)
     result["model"] = args.model.name + (f" with {args.adapter[0].name}" if args.adapter else "")
     show(args, result)
 

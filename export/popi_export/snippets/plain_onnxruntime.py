@@ -27,8 +27,9 @@ def main(model: Path, text: str, adapter: Path | None = None) -> None:
         lora = ort.LoraAdapter()
         lora.Load(str(adapter))
         run.add_active_adapter(lora)
-    past = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
-            for i in session.get_inputs() if i.name.startswith("past_key_values.")}  # fmt: skip
+    inputs = {i.name: i.shape for i in session.get_inputs()}
+    past = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
+            for name, shape in inputs.items() if name.startswith("past_key_values.")}  # fmt: skip
     outputs = [o.name for o in session.get_outputs()]
     new = tokenizer.encode(text, add_special_tokens=False).ids
     length, made = 0, []
@@ -37,6 +38,7 @@ def main(model: Path, text: str, adapter: Path | None = None) -> None:
         length += len(new)
         feeds = {"input_ids": np.array([new], np.int64), "position_ids": positions,
                  "attention_mask": np.ones((1, length), np.int64)}  # fmt: skip
+        feeds = {name: value for name, value in feeds.items() if name in inputs}
         found = dict(zip(outputs, session.run(outputs, {**feeds, **past}, run), strict=True))
         past = {name: found[name.replace("past_key_values", "present")] for name in past}
         token = int(found["logits"][0, -1].argmax())
