@@ -191,7 +191,7 @@ def test_the_graph_we_write_is_valid_onnx(tiny: tuple[Path, Any]) -> None:
     from popi_edge.engines.onnx_graph import Builder
     from popi_edge.models.gguf import Gguf
 
-    graph = Builder(Gguf(tiny[0]), level=4, hooks=True).build()
+    graph = Builder(Gguf(tiny[0]), level=4, hooks=["1.qkv"]).build()
     model = onnx.ModelProto.FromString(graph.serialize())
     assert model.ir_version == 10 and len(model.graph.node) == len(graph.nodes)
     assert {i.name for i in model.graph.input} >= {"x", "seqlens_k", "total", "first", "past.0.k"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from popi_edge.engines.onnx_graph import GROUPS
+from popi_edge.engines.onnx_shape import Shape
 from popi_edge.errors import ModelError
 from popi_edge.models import precheck
 from popi_edge.models.gguf import Gguf
@@ -53,3 +55,38 @@ def read_adapter(path: Path, base: Gguf) -> Adapter:
     if len(ranks) != 1:
         raise ModelError(f"{path}: its layers differ in rank")
     return Adapter(layers=layers, scale=alpha / ranks.pop(), sha256=file.sha256)
+
+
+def hooks_of(adapter: Adapter, path: Path) -> set[str]:
+    """The groups of linear layers (``0.qkv``) that an adapter changes. Raises ModelError where it changes others."""
+    groups = {part: group for group, parts in GROUPS.items() for part in parts}
+    found = set()
+    for name in adapter.layers:
+        names = name.split(".")
+        if len(names) != 4 or names[2] not in groups or names[3] != "weight":
+            raise ModelError(f"{path}: it changes {name!r:.80}, which is no linear layer of a block")
+        found.add(f"{names[1]}.{groups[names[2]]}")
+    return found
+
+
+def fused(
+    adapter: Adapter | None, shape: Shape, hook: str, k: int, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A [K, r] and B [r, N] of a fused group: the parts' A side by side, their B on the diagonal, alpha / r in B.
+
+    The rank is 0 where the adapter has nothing for the group, or where there is no adapter.
+    """
+    layer, group = hook.split(".")
+    parts = [f"blk.{layer}.{name}.weight" for name in GROUPS[group]]
+    found = [adapter.layers[p] for p in parts if p in adapter.layers] if adapter else []
+    rank = sum(a.shape[0] for a, _ in found)
+    whole_a, whole_b = np.zeros((k, rank), np.float32), np.zeros((rank, n), np.float32)
+    r = row = 0
+    for part in parts:
+        if adapter and part in adapter.layers:
+            a, b = adapter.layers[part]
+            whole_a[:, r : r + len(a)] = a.T
+            whole_b[r : r + len(a), row : row + len(b)] = shape.plain_rows(part, b).T * adapter.scale
+            r += len(a)
+        row += shape.of_tensor(part)[0]
+    return whole_a, whole_b

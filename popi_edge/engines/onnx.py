@@ -1,4 +1,4 @@
-"""The default engine: a llama GGUF on ONNX Runtime, without torch or the ``onnx`` package, nothing requantized."""
+"""The default engine: a GGUF on ONNX Runtime, without torch or the ``onnx`` package, nothing requantized."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from popi_edge.engines.adapter import Adapter, read_adapter
+from popi_edge.engines.adapter import fused, hooks_of, read_adapter
 from popi_edge.engines.base import BaseEngine, Floats, Lane
-from popi_edge.engines.onnx_graph import GROUPS, Builder
+from popi_edge.engines.onnx_blocks import Quantized, repack, values
+from popi_edge.engines.onnx_graph import Builder
+from popi_edge.engines.onnx_shape import Shape
 from popi_edge.engines.prefix import read_prefix, write_prefix
 from popi_edge.engines.threads import default_threads
 from popi_edge.errors import EngineError, ModelError
@@ -50,11 +52,13 @@ class OnnxEngine(BaseEngine):
         gguf = precheck.model(model)
         self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
-        builder = Builder(gguf, level=level, hooks=bool(adapters))
+        self.shape = Shape.of(gguf)
+        self.context_length = min(self.shape.context, MAX_CONTEXT)
+        self._loaded = {name: read_adapter(path, gguf) for name, path in self._adapters.items()}
+        hooks = {hook for name, path in self._adapters.items() for hook in hooks_of(self._loaded[name], path)}
+        builder = Builder(gguf, level=level, hooks=hooks, positions=self.context_length)
         graph = builder.build()
         gguf.drop_pages()  # the blocks have been repacked: a quarter of the peak
-        self.shape = builder.shape
-        self.context_length = min(self.shape.context, MAX_CONTEXT)
         self.identity = f"onnx-f32:{model.stat().st_size}:{self.shape}"
         self._hooks = builder.hook_shapes
         options = ort.SessionOptions()
@@ -75,7 +79,6 @@ class OnnxEngine(BaseEngine):
         trim_memory()
         embedding = gguf.tensors["token_embd.weight"]
         self._embedding = embedding
-        self._loaded = {name: read_adapter(path, gguf) for name, path in self._adapters.items()}
         self._options = ort.RunOptions()
 
     def _embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -85,38 +88,21 @@ class OnnxEngine(BaseEngine):
             raise EngineError("a token id outside the vocabulary")
         rows = t.data.reshape(t.shape[0], -1)[index]
         part = type(t)(t.name, t.type, (len(index), t.shape[1]), rows.reshape(-1))
-        return np.ascontiguousarray(part.dequantize())[None]
+        if part.type != "Q6_K":
+            return np.ascontiguousarray(part.dequantize())[None]
+        packed = repack(part)
+        assert isinstance(packed, Quantized)
+        return values(packed)[None]
 
     def _open_lane(self, lane: Lane) -> None:
         adapter = self._loaded[lane.adapter] if lane.adapter else None
         weights = {}
         for hook, (k, n) in self._hooks.items():
-            a, b = self._hook(adapter, hook, k, n)
+            a, b = fused(adapter, self.shape, hook, k, n)
             weights[f"lora.{hook}.a"] = ort.OrtValue.ortvalue_from_numpy(a)
             weights[f"lora.{hook}.b"] = ort.OrtValue.ortvalue_from_numpy(b)
         lane.state = Buffers([], 0, weights)
         self._grow(lane, 512)
-
-    def _hook(self, adapter: Adapter | None, hook: str, k: int, n: int) -> tuple[Floats, Floats]:
-        """A [K, r] and B [r, N] of a fused group: the parts' A side by side, their B on the diagonal."""
-        layer, group = hook.split(".")
-        parts = [f"blk.{layer}.{name}.weight" for name in GROUPS[group]]
-        found = [adapter.layers[p] for p in parts if p in adapter.layers] if adapter else []
-        if adapter is None or not found:
-            return np.zeros((k, 0), np.float32), np.zeros((0, n), np.float32)
-        rank = sum(a.shape[0] for a, _ in found)
-        whole_a, whole_b = np.zeros((k, rank), np.float32), np.zeros((rank, n), np.float32)
-        r = row = 0
-        for part in parts:
-            rows = self._gguf.tensors[part].shape[0]
-            if part in adapter.layers:
-                a, b = adapter.layers[part]
-                b = self.shape.plain_rows(part, b)
-                whole_a[:, r : r + len(a)] = a.T
-                whole_b[r : r + len(a), row : row + rows] = b.T * adapter.scale
-                r += len(a)
-            row += rows
-        return whole_a, whole_b
 
     def _grow(self, lane: Lane, needed: int) -> None:
         buffers: Buffers = lane.state

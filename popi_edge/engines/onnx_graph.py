@@ -1,145 +1,46 @@
-"""From a llama GGUF to a graph that ONNX Runtime runs: nothing is requantized, every block is carried over exactly.
+"""From a GGUF (llama, qwen2, qwen3, gemma3) to a graph that ONNX Runtime runs: nothing is requantized.
 
-Q4_1 has a scale d and a minimum m a block: w = d·q + m = d·(q − 8) + (m + 8d). The first term is MatMulNBits with its
-fixed zero point 8, the second a product of each block's input sum with (m + 8d): exact, and as fast as 4-bit alone.
+The same layers serve the engine, which feeds embedded rows and shares its KV buffers, and the exporter, which overrides
+what goes in and out. Not covered: mixtures of experts, other kinds of rope scaling than linear, soft caps.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64, Graph
+from popi_edge.engines.onnx_blocks import Quantized, repack
+from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64, Attribute, Graph
+from popi_edge.engines.onnx_shape import Shape, unpermute
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf, Tensor
 
+__all__ = ["GROUPS", "MS", "ROPE_FACTORS", "Builder", "Part", "Shape", "unpermute"]
 MS = "com.microsoft"
-Array = NDArray[np.generic]
 GROUPS = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
     "o": ("attn_output",),
     "gu": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a llama model, from its metadata."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    context: int
-    vocabulary: int
-    rope_base: float
-    epsilon: float
-
-    @classmethod
-    def of(cls, gguf: Gguf) -> Shape:
-        """Read and check them. Raises ModelError for another architecture or nonsense."""
-        arch = gguf.need("general.architecture", str)
-        if arch != "llama":
-            raise ModelError(f"{gguf.path}: the onnx engine runs llama models, not {arch}; try the engine llama_cpp")
-
-        def get(key: str, default: int | None = None) -> int:
-            if default is not None and f"llama.{key}" not in gguf.fields:
-                return default
-            return int(gguf.need(f"llama.{key}", int))
-
-        heads, hidden = get("attention.head_count"), get("embedding_length")
-        scaling = [k for k in gguf.fields if k.startswith("llama.rope.scaling") and gguf.fields[k] != "none"]
-        if scaling:
-            raise ModelError(f"{gguf.path}: rope scaling ({scaling[0]}) is not supported by the onnx engine")
-        rows = gguf.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in gguf.tensors else 0
-        shape = cls(
-            layers=get("block_count"),
-            hidden=hidden,
-            heads=heads,
-            kv_heads=get("attention.head_count_kv", heads),
-            head_dim=get("attention.key_length", hidden // max(heads, 1)),
-            ffn=get("feed_forward_length"),
-            context=get("context_length"),
-            vocabulary=rows,
-            rope_base=float(gguf.fields.get("llama.rope.freq_base", 10_000.0)),
-            epsilon=float(gguf.need("llama.attention.layer_norm_rms_epsilon", float)),
-        )
-        limits = (shape.layers, hidden, heads, shape.kv_heads, shape.head_dim, shape.ffn, shape.context, rows)
-        if not all(1 <= n <= 1 << 20 for n in limits) or heads % shape.kv_heads or shape.head_dim % 2:
-            raise ModelError(f"{gguf.path}: its sizes make no sense")
-        return shape
-
-    def of_tensor(self, name: str) -> tuple[int, ...]:
-        """The shape that a tensor of such a model must have, rows first."""
-        part = name.split(".")[-2]
-        if part.endswith("norm"):
-            return (self.hidden,)
-        out = {
-            "attn_q": self.heads * self.head_dim,
-            "attn_k": self.kv_heads * self.head_dim,
-            "attn_v": self.kv_heads * self.head_dim,
-            "attn_output": self.hidden,
-            "ffn_gate": self.ffn,
-            "ffn_up": self.ffn,
-            "ffn_down": self.hidden,
-        }.get(part, self.vocabulary)
-        into = {"attn_output": self.heads * self.head_dim, "ffn_down": self.ffn}.get(part, self.hidden)
-        return out, into
-
-    def plain_rows(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows of a tensor, or of an adapter's B for it, from llama.cpp's order to Hugging Face's."""
-        heads = {".attn_q.": self.heads, ".attn_k.": self.kv_heads}.get(name[name.find(".attn_") :][:8])
-        return rows if heads is None else np.asarray(unpermute(rows, heads), np.float32)
-
-
-def unpermute(rows: Array, heads: int) -> Array:
-    """Undo llama.cpp's interleaving of rotary rows: axis 0 back to Hugging Face's half-split order."""
-    n = rows.shape[0] // heads
-    return rows.reshape(heads, n // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-@dataclass
-class Quantized:
-    """One linear layer's rows in blocks: q [N, B, bytes], scale [N, B], offset [N, B] or None (all float32)."""
-
-    bits: int
-    q: NDArray[np.uint8]
-    scale: NDArray[np.float32]
-    offset: NDArray[np.float32] | None
-
-
-def repack(tensor: Tensor) -> Quantized | NDArray[np.float32]:
-    """The blocks of a tensor [N, K] in MatMulNBits' layout, or plain float32 for F32/F16. Exact."""
-    if tensor.type in ("F32", "F16"):
-        return tensor.dequantize()
-    if tensor.type not in ("Q4_0", "Q4_1", "Q8_0"):
-        raise ModelError(f"tensor {tensor.name} is {tensor.type}; the onnx engine reads F32, F16, Q4_0, Q4_1, Q8_0")
-    blocks = tensor.blocks()
-    scale = blocks[..., :2].copy().view("<f2").astype(np.float32)[..., 0]
-    if tensor.type == "Q8_0":
-        return Quantized(8, blocks[..., 2:] ^ np.uint8(0x80), scale, None)
-    nibbles = blocks[..., 2 if tensor.type == "Q4_0" else 4 :]
-    low, high = nibbles & 15, nibbles >> 4  # elements 0..15 and 16..31; MatMulNBits wants neighbours in one byte
-    halves = [low[..., 0::2] | low[..., 1::2] << 4, high[..., 0::2] | high[..., 1::2] << 4]
-    q = np.concatenate(halves, axis=-1).astype(np.uint8)
-    if tensor.type == "Q4_0":
-        return Quantized(4, q, scale, None)
-    return Quantized(4, q, scale, blocks[..., 2:4].copy().view("<f2").astype(np.float32)[..., 0] + 8 * scale)
+ROPE_FACTORS = "rope_freqs.weight"
+Part = Quantized | NDArray[np.float32]
 
 
 class Builder:
-    """Writes the graph of one model; ``hooks`` adds inputs for a low-rank adapter on every linear layer."""
+    """Writes the graph of one model; ``hooks`` names the groups of linear layers (``0.qkv``) that get inputs for a
+    low-rank adapter. ``level`` is MatMulNBits' accuracy level; ``positions`` how long a context can be."""
 
-    def __init__(self, gguf: Gguf, *, level: int, hooks: bool) -> None:
+    def __init__(
+        self, gguf: Gguf, *, level: int, hooks: Collection[str] = (), positions: int = 0, graph: Graph | None = None
+    ) -> None:
         self.gguf, self.shape, self.level, self.hooks = gguf, Shape.of(gguf), level, hooks
-        self.graph = Graph()
+        self.positions = positions or self.shape.context
+        self.graph = graph or Graph()
         self.hook_shapes: dict[str, tuple[int, int]] = {}
+        self.used: set[str] = set()
 
     def tensor(self, name: str) -> Tensor:
         if name not in self.gguf.tensors:
@@ -147,146 +48,231 @@ class Builder:
         found = self.gguf.tensors[name]
         if found.shape != self.shape.of_tensor(name):
             raise ModelError(f"{self.gguf.path}: {name} has the shape {found.shape}, which its metadata does not give")
+        self.used.add(name)
         return found
 
-    def _rows(self, name: str) -> Quantized | NDArray[np.float32]:
-        packed = repack(self.tensor(name))
-        if not re.search(r"attn_[qk]\.weight$", name):
+    def rows(self, name: str) -> Part:
+        """A matrix in Hugging Face's order of rows."""
+        packed, heads = repack(self.tensor(name)), self.shape.permuted_heads(name)
+        if heads is None:
             return packed
-        heads = self.shape.heads if "attn_q" in name else self.shape.kv_heads
         if not isinstance(packed, Quantized):
-            return unpermute(packed, heads)  # type: ignore[return-value]
+            return self.shape.plain_rows(name, packed)
         for part in ("q", "scale", "offset"):
             value = getattr(packed, part)
             if value is not None:
                 setattr(packed, part, unpermute(value, heads))
         return packed
 
-    def _product(self, x: str, sums: str | None, parts: list[Quantized | NDArray[np.float32]], out: str) -> str:
-        """x @ Wᵀ for rows of ``parts`` one under the other; ``sums`` are x's block sums, where they are needed."""
-        if not all(isinstance(p, Quantized) and p.bits == getattr(parts[0], "bits", 0) for p in parts):
-            arrays = [self._float(p) for p in parts]
-            return self.graph.node("MatMul", [x, self.graph.weight(out + ".w", np.concatenate(arrays).T)], out)
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A norm's or a bias's values. Raises ModelError where they are not plain floats."""
+        tensor = self.tensor(name)
+        if tensor.type not in ("F32", "F16"):
+            raise ModelError(f"{self.gguf.path}: {name} is {tensor.type}, where plain floats belong")
+        return self.shape.plain_rows(name, tensor.dequantize())
+
+    # linear layers -----------------------------------------------------------------------------------------------
+    def sums(self, x: str, parts: list[Part], out: str) -> str | None:
+        """The sums of x over each block, where a part has an offset for each."""
+        if not any(isinstance(p, Quantized) and p.offset is not None for p in parts):
+            return None
+        split = self.reshape(x, [0, 0, -1, 32], out + ".split")
+        axes = self.graph.constant("last_axis", np.array([-1], np.int64))
+        return self.graph.node("ReduceSum", [split, axes], out + ".sums", attributes={"keepdims": 0})
+
+    def reshape(self, x: str, shape: list[int], out: str) -> str:
+        """x in another shape: 0 keeps a size, -1 takes what is left."""
+        name = self.graph.constant("shape." + "_".join(map(str, shape)), np.array(shape, np.int64))
+        return self.graph.node("Reshape", [x, name], out)
+
+    def product(self, x: str, parts: list[Part], out: str) -> str:
+        """x @ Wᵀ for rows of ``parts`` one under the other: one product where they are of one form."""
+        sums = self.sums(x, parts, out)
+        forms = {p.form if isinstance(p, Quantized) else None for p in parts}
+        if len(forms) == 1:
+            return self._alike(x, sums, parts, out)
+        pieces = [self._alike(x, sums, [p], f"{out}.part{i}") for i, p in enumerate(parts)]
+        return self.graph.node("Concat", pieces, out, attributes={"axis": -1})
+
+    def _alike(self, x: str, sums: str | None, parts: list[Part], out: str) -> str:
         quantized = [p for p in parts if isinstance(p, Quantized)]
-        q = np.concatenate([p.q for p in quantized])
+        if not quantized:
+            whole = np.concatenate([p for p in parts if not isinstance(p, Quantized)])
+            return self.graph.node("MatMul", [x, self.graph.weight(out + ".w", whole.T)], out)
+        q = self.graph.weight(out + ".q", np.concatenate([p.q for p in quantized]))
         scale = np.concatenate([p.scale for p in quantized])
-        bits = quantized[0].bits
-        n, blocks = scale.shape
-        attributes = {"K": blocks * 32, "N": n, "bits": bits, "block_size": 32, "accuracy_level": self.level}
+        d = self.graph.weight(out + ".d", scale.reshape(-1))
         needs = any(p.offset is not None for p in quantized)
-        y = self.graph.node(
-            "MatMulNBits",
-            [x, self.graph.weight(out + ".q", q), self.graph.weight(out + ".d", scale.reshape(-1))],
-            out + ".y" if needs else out,
-            domain=MS,
-            attributes=attributes,
-        )
-        if not needs:
+        y = self.nbits(x, q, d, quantized[0], scale.shape, out + ".y" if needs else out)
+        if not needs or sums is None:
             return y
         offset = np.concatenate([p.offset if p.offset is not None else np.zeros_like(p.scale) for p in quantized])
-        assert sums is not None
         fix = self.graph.node("MatMul", [sums, self.graph.weight(out + ".m", offset.T)], out + ".fix")
         return self.graph.node("Add", [y, fix], out)
 
-    @staticmethod
-    def _float(part: Quantized | NDArray[np.float32]) -> NDArray[np.float32]:
-        if not isinstance(part, Quantized):
-            return part
-        raise ModelError("one layer mixes float and quantized rows; the onnx engine cannot fuse them")
+    def nbits(self, x: str, q: str, d: str, form: Quantized, scales: tuple[int, ...], out: str) -> str:
+        """The product with blocks around the middle zero point; ``scales`` is [N, B]."""
+        n, blocks = scales
+        size = {"K": blocks * form.block, "N": n, "bits": form.bits, "block_size": form.block}
+        attributes: dict[str, Attribute] = {**size, "accuracy_level": self.level}
+        return self.graph.node("MatMulNBits", [x, q, d], out, domain=MS, attributes=attributes)
 
     def linear(self, layer: int, group: str, x: str, out: str) -> str:
-        """One fused group of linear layers, with its adapter hook."""
+        """One fused group of linear layers, with its biases and its adapter hook."""
         g = self.graph
-        parts = [self._rows(f"blk.{layer}.{name}.weight") for name in GROUPS[group]]
-        sums = None
-        if any(isinstance(p, Quantized) and p.offset is not None for p in parts):
-            split = g.node("Reshape", [x, "block_shape"], out + ".split")
-            sums = g.node("ReduceSum", [split, "last_axis"], out + ".sums", attributes={"keepdims": 0})
-        if not self.hooks:
-            return self._product(x, sums, parts, out)
-        base = self._product(x, sums, parts, out + ".base")
-        name = f"{layer}.{group}"
-        n = sum(self.tensor(f"blk.{layer}.{p}.weight").shape[0] for p in GROUPS[group])
-        k = self.tensor(f"blk.{layer}.{GROUPS[group][0]}.weight").shape[1]
-        self.hook_shapes[name] = (k, n)
-        a = g.input(f"lora.{name}.a", FLOAT, [k, f"r.{name}"])
-        b = g.input(f"lora.{name}.b", FLOAT, [f"r.{name}", n])
+        names = [f"blk.{layer}.{name}" for name in GROUPS[group]]
+        parts = [self.rows(name + ".weight") for name in names]
+        biased = any(name + ".bias" in self.gguf.tensors for name in names)
+        hook = f"{layer}.{group}" if f"{layer}.{group}" in self.hooks else None
+        y = self.product(x, parts, out + ".base" if biased or hook else out)
+        sizes = [self.shape.of_tensor(name + ".weight") for name in names]
+        if biased:
+            values = [
+                self.vector(name + ".bias") if name + ".bias" in self.gguf.tensors else np.zeros(n, np.float32)
+                for name, (n, _) in zip(names, sizes, strict=True)
+            ]
+            bias = g.weight(out + ".bias", np.concatenate(values))
+            y = g.node("Add", [y, bias], out + ".biased" if hook else out)
+        if not hook:
+            return y
+        self.hook_shapes[hook] = (k, n) = (sizes[0][1], sum(size[0] for size in sizes))
+        a, b = self.hook_inputs(hook, k, n)
         low = g.node("MatMul", [x, a], out + ".lora_a")
-        return g.node("Add", [base, g.node("MatMul", [low, b], out + ".lora")], out)
+        return g.node("Add", [y, g.node("MatMul", [low, b], out + ".lora")], out)
 
-    def _norm(self, name: str) -> str:
-        return self.graph.weight(name, self.tensor(name).dequantize())
+    def hook_inputs(self, hook: str, k: int, n: int) -> tuple[str, str]:
+        """The names of a hook's A [K, r] and B [r, N], as inputs that must be fed."""
+        rank = f"r.{hook}"
+        a = self.graph.input(f"lora.{hook}.a", FLOAT, [k, rank])
+        return a, self.graph.input(f"lora.{hook}.b", FLOAT, [rank, n])
 
-    def _rope(self) -> tuple[str, str]:
+    # the rest of a layer -----------------------------------------------------------------------------------------
+    def norm(self, x: str, name: str, out: str) -> str:
+        gamma = self.graph.weight(out + ".gamma", self.vector(name))
+        attributes = {"epsilon": self.shape.epsilon}
+        return self.graph.node("SimplifiedLayerNormalization", [x, gamma], out, attributes=attributes)
+
+    def skip_norm(self, skip: str, x: str, name: str, out: str) -> tuple[str, str]:
+        """The norm of x + skip, and x + skip."""
+        added = out + ".sum"
+        gamma = self.graph.weight(out + ".gamma", self.vector(name))
+        attributes = {"epsilon": self.shape.epsilon}
+        op = "SkipSimplifiedLayerNormalization"
+        self.graph.node(op, [x, skip, gamma], [out, "", "", added], domain=MS, attributes=attributes)
+        return out, added
+
+    def frequencies(self, local: bool) -> NDArray[np.float64]:
+        """The angle of one position for each pair of a head; llama 3 slows some by what stands in a tensor."""
+        found = self.shape.frequencies(local)
+        if ROPE_FACTORS not in self.gguf.tensors or self.shape.architecture != "llama":
+            return found
+        factors = self.vector(ROPE_FACTORS)
+        if not (factors >= 1e-3).all():
+            raise ModelError(f"{self.gguf.path}: {ROPE_FACTORS} holds what is no factor")
+        return found / factors
+
+    def heads(self, i: int, qkv: str) -> list[str]:
+        """Q, K and V of a layer, Q and K with their heads normalized where the architecture does that."""
+        s, parts = self.shape, [f"{p}.{i}" for p in "qkv"]
+        widths = np.array([s.heads, s.kv_heads, s.kv_heads], np.int64) * s.head_dim
+        self.graph.node("Split", [qkv, self.graph.constant("widths", widths)], parts, attributes={"axis": -1})
+        if not s.head_norms:
+            return parts
+        for at, part in enumerate("qk"):
+            split = self.reshape(parts[at], [0, 0, -1, s.head_dim], f"{part}.{i}.heads")
+            normed = self.norm(split, f"blk.{i}.attn_{part}_norm.weight", f"{part}.{i}.normed")
+            parts[at] = self.reshape(normed, [0, 0, -1], f"{part}.{i}.flat")
+        return parts
+
+    def attention(self, i: int, qkv: str, past: list[str], outs: list[str]) -> str:
+        """Rotated by the operator itself, from tables; ``outs`` are the names of its result and of the new KV."""
+        q_k_v = self.heads(i, qkv) if self.shape.head_norms else [qkv, "", ""]
+        tables = ["rope.cos", "rope.sin"] if not self.shape.is_local(i) else ["rope.local.cos", "rope.local.sin"]
+        return self.gqa(i, [*q_k_v, *past, "seqlens_k", "total", *tables], outs, rotary=1)
+
+    def gqa(self, i: int, inputs: list[str], outs: list[str], *, rotary: int) -> str:
         s = self.shape
-        inverse = s.rope_base ** (-np.arange(0, s.head_dim, 2, dtype=np.float64) / s.head_dim)
-        angles = np.outer(np.arange(s.context, dtype=np.float64), inverse)
-        cos = self.graph.weight("rope.cos", np.cos(angles).astype(np.float32))
-        return cos, self.graph.weight("rope.sin", np.sin(angles).astype(np.float32))
+        attributes: dict[str, Attribute] = {
+            "num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": rotary, "scale": s.attention_scale,
+            "local_window_size": s.window if s.is_local(i) else -1,
+        }  # fmt: skip
+        return self.graph.node("GroupQueryAttention", inputs, outs, domain=MS, attributes=attributes)
 
+    def activation(self, gate: str, out: str) -> str:
+        if self.shape.gemma:
+            return self.graph.node("Gelu", [gate], out, attributes={"approximate": "tanh"})
+        return self.graph.node("QuickGelu", [gate], out, domain=MS, attributes={"alpha": 1.0})
+
+    def layer(self, i: int, x: str, skip: str) -> tuple[str, str]:
+        """One layer: what it adds to the stream, and the stream without it."""
+        g, s, block = self.graph, self.shape, f"blk.{i}"
+        h = self.norm(x, f"{block}.attn_norm.weight", f"n.{i}") if i == 0 else ""
+        if i:
+            h, x = self.skip_norm(skip, x, f"{block}.attn_norm.weight", f"n.{i}")
+        qkv = self.linear(i, "qkv", h, f"qkv.{i}")
+        past, present = self.cache(i)
+        attended = self.attention(i, qkv, past, [f"attn.{i}", *present])
+        o = self.linear(i, "o", attended, f"o.{i}")
+        if s.gemma:
+            o = self.norm(o, f"{block}.post_attention_norm.weight", f"o.{i}.normed")
+        h, x = self.skip_norm(x, o, f"{block}.ffn_norm.weight", f"m.{i}")
+        gate, up = f"gate.{i}", f"up.{i}"
+        gu = self.linear(i, "gu", h, f"gu.{i}")
+        g.node("Split", [gu], [gate, up], attributes={"axis": -1, "num_outputs": 2})
+        active = g.node("Mul", [self.activation(gate, f"active.{i}"), up], f"act.{i}")
+        down = self.linear(i, "down", active, f"down.{i}")
+        if s.gemma:
+            down = self.norm(down, f"{block}.post_ffw_norm.weight", f"down.{i}.normed")
+        return down, x
+
+    # the whole ---------------------------------------------------------------------------------------------------
     def build(self) -> Graph:
-        """The whole model: ``x`` [1, n, hidden] → ``logits`` [1, n − first, vocabulary], with growing KV buffers."""
+        """The whole model, every tensor of the file in it. Raises ModelError."""
         g, s = self.graph, self.shape
-        if (s.hidden % 32 or s.ffn % 32) and any(t.type not in ("F32", "F16") for t in self.gguf.tensors.values()):
-            raise ModelError(f"{self.gguf.path}: hidden size {s.hidden} is no multiple of 32")
+        x = self.front()
+        if s.embedding_scale != 1.0:
+            x = g.node("Mul", [x, g.constant("embedding_scale", np.array(s.embedding_scale, np.float32))], "scaled")
+        skip = x
+        for i in range(s.layers):
+            x, skip = self.layer(i, x, skip)
+        h, _ = self.skip_norm(skip, x, "output_norm.weight", "final")
+        self.head(self.wanted(h))
+        unknown = sorted(self.gguf.tensors.keys() - self.used - {"token_embd.weight"})
+        if unknown:
+            raise ModelError(f"{self.gguf.path}: the onnx engine does not know its tensor {unknown[0]!r:.80}")
+        return g
+
+    def front(self) -> str:
+        """The inputs: ``x`` [1, n, hidden], the number of positions, and the first one whose logits are wanted."""
+        g, s = self.graph, self.shape
         x = g.input("x", FLOAT, [1, "n", s.hidden])
         g.input("seqlens_k", INT32, [1])
         g.input("total", INT32, [])
         g.input("first", INT64, [1])
-        g.constant("block_shape", np.array([0, 0, -1, 32], np.int64))
-        g.constant("last_axis", np.array([-1], np.int64))
-        g.constant("one", np.array([1], np.int64))
-        g.constant("end", np.array([1 << 40], np.int64))
-        cos, sin = self._rope()
-        eps = {"epsilon": s.epsilon}
-        h = g.node("SimplifiedLayerNormalization", [x, self._norm("blk.0.attn_norm.weight")], "n.0", attributes=eps)
-        skip = x
-        for i in range(s.layers):
-            if i:
-                norm = self._norm(f"blk.{i}.attn_norm.weight")
-                h, skip = self._skip_norm(skip, "down." + str(i - 1), norm, f"n.{i}")
-            qkv = self.linear(i, "qkv", h, f"qkv.{i}")
-            kv: list[int | str] = [1, s.kv_heads, "c", s.head_dim]
-            past = [g.input(f"past.{i}.{p}", FLOAT, kv) for p in ("k", "v")]
-            outs = [f"attn.{i}", f"present.{i}.k", f"present.{i}.v"]
-            for name in outs[1:]:
-                g.output(name, FLOAT, kv)
-            g.node(
-                "GroupQueryAttention",
-                [qkv, "", "", *past, "seqlens_k", "total", cos, sin],
-                outs,
-                domain=MS,
-                attributes={"num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": 1},
-            )
-            o = self.linear(i, "o", outs[0], f"o.{i}")
-            h, skip = self._skip_norm(skip, o, self._norm(f"blk.{i}.ffn_norm.weight"), f"m.{i}")
-            gate, up = f"gate.{i}", f"up.{i}"
-            gu = self.linear(i, "gu", h, f"gu.{i}")
-            g.node("Split", [gu], [gate, up], attributes={"axis": -1, "num_outputs": 2})
-            silu = g.node("QuickGelu", [gate], f"silu.{i}", domain=MS, attributes={"alpha": 1.0})
-            self.linear(i, "down", g.node("Mul", [silu, up], f"act.{i}"), f"down.{i}")
-        h, _ = self._skip_norm(skip, f"down.{s.layers - 1}", self._norm("output_norm.weight"), "final")
-        last = g.node("Slice", [h, "first", "end", "one"], "last")
-        self._head(last)
-        g.output("logits", FLOAT, [1, "m", s.vocabulary])
-        return g
+        for local, name in ((False, "rope"), (True, "rope.local")):
+            if not local or any(s.local):
+                angles = np.outer(np.arange(self.positions, dtype=np.float64), self.frequencies(local))
+                g.weight(name + ".cos", np.cos(angles).astype(np.float32))
+                g.weight(name + ".sin", np.sin(angles).astype(np.float32))
+        return x
 
-    def _skip_norm(self, skip: str, x: str, gamma: str, out: str) -> tuple[str, str]:
-        added = out + ".sum"
-        self.graph.node(
-            "SkipSimplifiedLayerNormalization",
-            [x, skip, gamma],
-            [out, "", "", added],
-            domain=MS,
-            attributes={"epsilon": self.shape.epsilon},
-        )
-        return out, added
+    def cache(self, i: int) -> tuple[list[str], list[str]]:
+        """Names of a layer's old and new keys and values: one buffer each, longer than what is in it."""
+        shape: list[int | str] = [1, self.shape.kv_heads, "c", self.shape.head_dim]
+        past = [self.graph.input(f"past.{i}.{p}", FLOAT, shape) for p in "kv"]
+        present = [f"present.{i}.{p}" for p in "kv"]
+        for name in present:
+            self.graph.output(name, FLOAT, shape)
+        return past, present
 
-    def _head(self, x: str) -> None:
-        name = "output.weight" if "output.weight" in self.gguf.tensors else "token_embd.weight"
-        part = repack(self.tensor(name))
-        sums = None
-        if isinstance(part, Quantized) and part.offset is not None:
-            split = self.graph.node("Reshape", [x, "block_shape"], "logits.split")
-            sums = self.graph.node("ReduceSum", [split, "last_axis"], "logits.sums", attributes={"keepdims": 0})
-        self._product(x, sums, [part], "logits")
+    def wanted(self, h: str) -> str:
+        """The positions whose logits are wanted."""
+        one = self.graph.constant("one", np.array([1], np.int64))
+        end = self.graph.constant("end", np.array([1 << 40], np.int64))
+        return self.graph.node("Slice", [h, "first", end, one], "last")
+
+    def head(self, x: str) -> None:
+        """``logits`` [1, m, vocabulary]."""
+        tied = "output.weight" not in self.gguf.tensors
+        self.product(x, [self.rows("token_embd.weight" if tied else "output.weight")], "logits")
+        self.graph.output("logits", FLOAT, [1, "m", self.shape.vocabulary])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,25 @@ def _value(name: str, kind: int, shape: Sequence[int | str]) -> bytes:
     return chunk(1, name) + chunk(2, chunk(1, number(1, kind) + chunk(2, dims)))
 
 
+@dataclass(frozen=True)
+class Place:
+    """A weight's type and shape, and where its bytes are: ``length`` of them from ``offset`` in a file beside."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    length: int
+
+
+def outside(name: str, place: Place) -> bytes:
+    """A TensorProto whose data is elsewhere."""
+    dims = b"".join(number(1, d) for d in place.shape)
+    entries = {"location": place.location, "offset": str(place.offset), "length": str(place.length)}
+    where = b"".join(chunk(13, chunk(1, k) + chunk(2, v)) for k, v in entries.items())
+    return dims + number(2, TYPES[place.dtype]) + chunk(8, name) + where + number(14, 1)
+
+
 @dataclass
 class Graph:
     """A graph being written. ``external`` holds the weights, which ONNX Runtime is handed in memory."""
@@ -61,6 +81,7 @@ class Graph:
     outputs: list[bytes] = field(default_factory=list)
     inline: list[bytes] = field(default_factory=list)
     external: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    _constants: set[str] = field(default_factory=set)
 
     def node(
         self,
@@ -87,7 +108,10 @@ class Graph:
         self.outputs.append(_value(name, kind, shape))
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """A small initializer kept inside the model."""
+        """A small initializer kept inside the model; one name stands for one value, however often it is asked for."""
+        if name in self._constants:
+            return name
+        self._constants.add(name)
         dims = b"".join(number(1, d) for d in value.shape)
         raw = np.ascontiguousarray(value).tobytes()
         self.inline.append(dims + number(2, TYPES[value.dtype]) + chunk(8, name) + chunk(9, raw))
@@ -98,15 +122,15 @@ class Graph:
         self.external[name] = np.ascontiguousarray(value)
         return name
 
+    def places(self) -> dict[str, Place]:
+        """Where the data of each weight is said to be: nowhere, for it is handed over in memory."""
+        return {n: Place(v.dtype, v.shape, "popi-weights", 0, v.nbytes) for n, v in self.external.items()}
+
     def serialize(self, opset: int = 21) -> bytes:
         """The whole ModelProto."""
         body = b"".join(chunk(1, n) for n in self.nodes) + chunk(2, "popi")
         body += b"".join(chunk(5, t) for t in self.inline)
-        for name, value in self.external.items():
-            dims = b"".join(number(1, d) for d in value.shape)
-            entries = {"location": "popi-weights", "offset": "0", "length": str(value.nbytes)}
-            where = b"".join(chunk(13, chunk(1, k) + chunk(2, v)) for k, v in entries.items())
-            body += chunk(5, dims + number(2, TYPES[value.dtype]) + chunk(8, name) + where + number(14, 1))
+        body += b"".join(chunk(5, outside(name, place)) for name, place in self.places().items())
         body += b"".join(chunk(11, i) for i in self.inputs) + b"".join(chunk(12, o) for o in self.outputs)
         opsets = chunk(8, chunk(1, "") + number(2, opset)) + chunk(8, chunk(1, "com.microsoft") + number(2, 1))
         return number(1, 10) + opsets + chunk(2, "popi-edge") + chunk(7, body)

@@ -1,0 +1,53 @@
+"""An ONNX model on disk, written as it is made: the graph in one file, every weight at once in another beside it.
+
+So a model of any size passes through memory one tensor at a time. Not covered: models whose graph alone, without its
+weights, is larger than protobuf's two gigabytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popi_edge.engines.onnx_proto import Graph, Place
+
+ALIGNMENT = 4_096
+"""Bytes: where a large weight begins, so that it can be mapped into memory and not read."""
+SMALL = 1_024
+"""A weight of fewer bytes is kept in the graph's own file: a runtime folds small constants, and wants to see them."""
+
+
+class GraphFile(Graph):
+    """A graph whose weights go to ``data``, a file open for writing that will lie beside the model."""
+
+    def __init__(self, data: BinaryIO, location: str) -> None:
+        super().__init__()
+        self._data, self._location = data, location
+        self._places: dict[str, Place] = {}
+
+    def weight(self, name: str, value: NDArray[Any]) -> str:
+        if value.nbytes < SMALL:
+            return self.constant(name, value)
+        start = -(-self._data.tell() // ALIGNMENT) * ALIGNMENT
+        self._data.write(bytes(start - self._data.tell()))
+        self._data.write(np.ascontiguousarray(value).data.cast("B"))
+        self._places[name] = Place(value.dtype, value.shape, self._location, start, value.nbytes)
+        return name
+
+    def again(self, name: str, of: str, shape: tuple[int, ...]) -> str:
+        """The same bytes as another weight's, in another shape: they stand in the file once."""
+        if of not in self._places:  # a small one
+            raise KeyError(of)
+        first = self._places[of]
+        self._places[name] = Place(first.dtype, shape, first.location, first.offset, first.length)
+        return name
+
+    def places(self) -> dict[str, Place]:
+        return self._places
+
+    def save(self, path: Path) -> None:
+        """Write the graph itself."""
+        path.write_bytes(self.serialize())
