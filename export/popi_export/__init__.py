@@ -1,7 +1,7 @@
 """From trained checkpoints to what a device loads.
 
-source.py     what a checkpoint is: hf.py a Hugging Face folder (bounded.py, safetensors_header.py, vocabulary.py, spm.py),
-              peft_adapter.py a PEFT adapter on one, a run of ours, a GGUF
+source.py     what a checkpoint is: a Hugging Face folder (hf.py, bounded.py, safetensors_header.py, vocabulary.py,
+              spm.py), a PEFT adapter on one (peft_adapter.py), a run of ours, a GGUF
 to_gguf.py    any of them → GGUF (extra ``export``); architectures.py says how llama, qwen2, qwen3, gemma3 look there
 quantize.py   GGUF → GGUF by llama.cpp's quantizer, in a process of its own (quantize_child.py); what fell back
 imatrix.py    the importance matrix, collected through llama.cpp's callback (activations.py, native.py), no torch
