@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,12 +54,9 @@ def quantize(source_gguf: Path, out: Path, kind: str, *, imatrix: ImportanceMatr
     source = precheck.model(source_gguf)
     if imatrix is not None:
         imatrix.check(source)
-    try:
-        fd, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name[:40]}-")
-        os.close(fd)
-    except OSError as e:
-        raise StoreError(f"cannot write {out}: {e.strerror}") from None
-    draft = Path(name)
+    if not out.parent.is_dir():
+        raise StoreError(f"cannot write {out}: there is no such folder")
+    draft = out.with_name(f".{out.name[:40]}-{uuid.uuid4().hex[:12]}")
     try:
         _run(source_gguf, draft, out, kind, imatrix)
         written = _read_back(source, draft, out)
