@@ -41,7 +41,8 @@ done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.ST
 wall = time.perf_counter() - start
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 peak, cpu = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
-print(json.dumps({'rc': done.returncode, 'wall_s': wall, 'cpu_s': cpu, 'peak_rss_mb': peak, 'tail': done.stdout[-600:]}))
+found = {'rc': done.returncode, 'wall_s': wall, 'cpu_s': cpu, 'peak_rss_mb': peak}
+print(json.dumps(found | {'tail': done.stdout[-600:]}))
 """
 OURS_GGUF = """
 import sys
