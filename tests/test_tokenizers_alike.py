@@ -18,10 +18,11 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HfTokenizer
 
+from popi_edge import prompts
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import source
+from popi_export import fuzz, source
 from popi_export.fuzz import PIECES
 from popi_export.fuzz import strings as fuzzed
 from popi_export.to_gguf import write_model
@@ -74,7 +75,7 @@ def strings(n: int, seed: int) -> list[str]:
     return [comparable(t) for t in (*fuzzed(n - n // 2, seed), *mixed)]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "gemma"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose 2,000 tokens are merged from the very kind of string that is tried; two ids have no token."""
     words = tiny_hf.tokenizer(request.param, size=2_000, texts=[*strings(2_000, seed=1), "don't we'll 1234567"] * 2)
@@ -107,6 +108,7 @@ def test_every_token_is_the_same_bytes(folder: Path) -> None:
     native.close()
 
 
+@pytest.mark.parametrize("folder", KINDS, indirect=True)
 def test_a_wrong_kind_is_seen(folder: Path, tmp_path: Path) -> None:
     """The same vocabulary under each other kind of pre-tokenizer: some string differs. Not qwen2's under llama-bpe: it
     has no token of several digits, and that is all that tells them apart."""
@@ -134,10 +136,21 @@ def test_a_token_before_every_text(tmp_path: Path) -> None:
     write_model(path / "m.gguf", source.read(path), "F16")
     native = Native(path / "m.gguf")
     hf = HfTokenizer.from_file(str(path / "tokenizer.json"))
+    assert Tokenizer(Gguf(path / "m.gguf")).bos == "<|endoftext|>"
     for text in ("plain words", "", "<|im_start|>x"):
         assert native.encode(text, begin=True, special=True) == hf.encode(text).ids
     assert native.encode("x", begin=True)[0] == 0
     native.close()
+
+
+def test_a_prompt_begins_with_that_token_where_the_template_says_so(tmp_path: Path) -> None:
+    turns = [("user", "<|endoftext|>hi")]
+    for bos in (True, False):
+        path = tiny_hf.folder(tmp_path / str(bos), "gemma3", vocabulary="gemma", bos=bos)
+        template = "{{ bos_token }}" + tiny_hf.TEMPLATE
+        write_model(path / "m.gguf", source.read(path, chat_template=template), "F16")
+        ids = prompts.chat_ids(Tokenizer(Gguf(path / "m.gguf")), turns)
+        assert ids.count(0) == bos and (ids[0] == 0) == bos
 
 
 def test_text_is_normalized_where_the_model_was_trained_so(tmp_path: Path) -> None:
@@ -149,6 +162,27 @@ def test_text_is_normalized_where_the_model_was_trained_so(tmp_path: Path) -> No
     write_model(path / "m.gguf", found, "F16")
     ours, hf = Tokenizer(Gguf(path / "m.gguf")), HfTokenizer.from_file(str(path / "tokenizer.json"))
     assert ours.encode("e\u0301") == hf.encode("e\u0301").ids == ours.encode("\u00e9")
+    native, clean = Native(path / "m.gguf"), fuzz.cleaner(Gguf(path / "m.gguf"))
+    texts, own = fuzz.strings(400, 5), fuzz.of_json(path / "tokenizer.json")
+    assert fuzz.differences(texts, own, lambda t, names: native.encode(t, special=names), clean).differing == 0
+    native.close()
+
+
+def test_added_tokens_that_llama_cpp_makes_control_tokens(tmp_path: Path) -> None:
+    """``<|fim_prefix|>`` is no special token in the folder; in the GGUF it is one for llama.cpp and for the runtime."""
+    words = tiny_hf.tokenizer("qwen2")
+    words.add_tokens([AddedToken("<|fim_prefix|>", normalized=False, special=False)])
+    path = tiny_hf.folder(tmp_path / "m", "qwen2", words=words)
+    write_model(path / "m.gguf", source.read(path), "F16")
+    gguf, native = Gguf(path / "m.gguf"), Native(path / "m.gguf")
+    texts = fuzz.strings(400, 5, ["<|fim_prefix|>"])
+    own = fuzz.of_json(path / "tokenizer.json")
+    for other in (fuzz.of_runtime(gguf), lambda text, names: native.encode(text, special=names)):
+        assert fuzz.differences(texts, own, other, fuzz.cleaner(gguf)).differing == 0
+    naive = HfTokenizer.from_file(str(path / "tokenizer.json"))
+    naive.encode_special_tokens = True
+    assert any(naive.encode(t).ids != own(t, False) for t in texts)
+    native.close()
 
 
 def test_a_normalizer_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -158,3 +192,46 @@ def test_a_normalizer_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     write_model(path / "m.gguf", replace(found, fields=fields), "F16")
     with pytest.raises(ModelError, match="its normalizer 'NFKC' is not supported"):
         Tokenizer(Gguf(path / "m.gguf"))
+
+
+def torn(merges: list[list[str]]) -> None:
+    """Move one of two merges to the same token (no run of spaces) to the end."""
+    made = ["".join(m) for m in merges]
+    at = next(i for i, t in enumerate(made[:-2]) if made[i + 1] == t and t.strip("▁"))
+    merges.append(merges.pop(at))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda m, a: torn(m["merges"]), "do not stand together"),
+    (lambda m, a: m["merges"].pop(), "is made of the tokens .* but no merge joins them"),
+    (lambda m, a: m.update(fuse_unk=False), "is not built as Gemma's"),
+    (lambda m, a: m.update(byte_fallback=False), "byte_fallback does not go with"),
+    (lambda m, a: m["vocab"].update({"<0xZZ>": m["vocab"].pop("<0x0A>")}), "for 255 bytes, not for 256"),
+])  # fmt: skip
+def test_pieces_that_scores_cannot_say_are_refused(change: Any, words: str, tmp_path: Path) -> None:
+    path = tiny_hf.folder(tmp_path / "m", "gemma3", vocabulary="gemma", extra=5)
+    source.read(path)
+    value = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    change(value["model"], value["added_tokens"])
+    (path / "tokenizer.json").write_text(json.dumps(value), "utf-8")
+    with pytest.raises(ModelError, match=words):
+        source.read(path)
+
+
+def test_a_token_that_llama_cpp_would_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tiny_hf.folder(tmp_path / "m", "gemma3", vocabulary="gemma", extra=5)
+    value = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    value["model"]["vocab"]["\0"] = len(value["model"]["vocab"])
+    (path / "tokenizer.json").write_text(json.dumps(value), "utf-8")
+    with pytest.raises(ModelError, match="a token has a NUL in it"):
+        source.read(path)
+
+
+def test_plain_text_that_pieces_would_join_to_a_control_token(tmp_path: Path) -> None:
+    path = tiny_hf.folder(tmp_path / "m", "gemma3", vocabulary="gemma", extra=5)
+    value = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    n = len(value["model"]["vocab"])
+    value["model"]["vocab"] |= {"<|": n, "im_end|>": n + 1}
+    (path / "tokenizer.json").write_text(json.dumps(value), "utf-8")
+    with pytest.raises(ModelError, match="plain text could become it"):
+        source.read(path)

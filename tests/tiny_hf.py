@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from popi_training.micro import TEMPLATE, world_texts
 from tests.tiny import TEXT
@@ -41,7 +52,10 @@ def pre_tokenizer(kind: str) -> Any:
 
 
 def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False, texts: Sequence[str] = ()) -> Any:
-    """A byte-level BPE trained on a few hundred lines and ``texts``; ``bos`` puts ``<|endoftext|>`` before a text."""
+    """A byte-level BPE trained on a few hundred lines and ``texts``; ``bos`` puts ``<|endoftext|>`` before a text. The
+    kind ``gemma`` is one with ▁ for spaces."""
+    if kind == "gemma":
+        return _with_spaces(size, bos, [*TEXT, *MORE, *world_texts(), *texts])
     made = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     made.pre_tokenizer = pre_tokenizer(kind)
     made.decoder = decoders.ByteLevel()
@@ -58,6 +72,32 @@ def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False, texts
         made.post_processor = processors.Sequence([level, start])
     else:
         made.post_processor = level
+    return made
+
+
+def _with_spaces(size: int, bos: bool, texts: Sequence[str]) -> Any:
+    """A BPE as Gemma's: ▁ for spaces, tokens for bytes and for runs of spaces, every way to make a token a merge."""
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
+    words = [w for t in texts for w in re.sub(r"<[^ ]*>|\0", "", t).replace(" ", "\n▁").split("\n")]
+    trained.train_from_iterator(words, trainer)
+    learnt = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    runs = [*("▁" * n for n in range(2, 32)), *("\n" * n for n in range(1, 6))]
+    pieces = [t for t, _ in learnt if t not in runs]
+    tokens = [*SPECIAL, "<unk>", *runs, *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    vocab = {t: i for i, t in enumerate(tokens)}
+    merges = [(t[:i], t[i:]) for t in sorted(runs, key=len) if "▁" in t for i in range(1, len(t))]
+    merges += [(t[:i], t[i:]) for t in pieces for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
+    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (*SPECIAL, "<unk>")])
+    made.add_tokens([AddedToken(t, normalized=False, special=False) for t in runs])
+    if bos:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)]
+        )
     return made
 
 

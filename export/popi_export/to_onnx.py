@@ -3,11 +3,12 @@
 The inputs and outputs are those of optimum's text-generation-with-past export: ``input_ids`` [b, n], ``attention_mask``
 [b, past + n] and ``position_ids`` [b, n] (int64), ``past_key_values.I.key|value`` [b, kv_heads, past, head_dim] →
 ``logits`` [b, n, V], ``present.I.key|value`` (float32). The operators are ONNX Runtime's own (com.microsoft), from 1.23
-on. Rows of a batch may be padded on either side, as ``attention_mask`` says; ONNX Runtime refuses a batch that goes on
-from a past with more than one new token a row. Adapters stay apart: their A and B are inputs whose defaults have rank
-0, and each is written as an ``.onnx_adapter`` for ONNX Runtime's ``LoraAdapter``.
+on. Rows of a batch may be padded on either side, as ``attention_mask`` says (a window counts padding, as it does in
+transformers); ONNX Runtime refuses a batch that goes on from a past with more than one new token a row.
 
-Covered: F32, F16, Q8_0, Q4_0, Q4_1, Q6_K. Not covered: other quantizations, other runtimes than ONNX Runtime.
+Adapters stay apart: their A and B are inputs with defaults of rank 0, and each is written as an ``.onnx_adapter`` for
+ONNX Runtime's ``LoraAdapter`` (Python, C, C++, C#; JavaScript has none). Covered: F32, F16, Q8_0, Q4_0, Q4_1, Q6_K.
+Not covered: other quantizations, other runtimes than ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -40,11 +41,18 @@ MASKED = -1e30
 
 
 def export(
-    gguf: Path, out: Path, kind: Kind, *, adapters: Mapping[str, Path] | None = None, level: int = 4
+    gguf: Path,
+    out: Path,
+    kind: Kind,
+    *,
+    adapters: Mapping[str, Path] | None = None,
+    level: int = 4,
+    defaults: bool = True,
 ) -> list[Path]:
     """Write ``model-KIND.onnx``, ``model-KIND.onnx.data`` and a ``NAME-KIND.onnx_adapter`` for each GGUF adapter into
     the folder ``out``; returns the files. ``level`` is MatMulNBits' accuracy level: 4 rounds activations to int8, 0
-    computes in float32 and is many times slower.
+    computes in float32 and is many times slower. Without ``defaults`` the adapter's inputs must be fed on every run (of
+    rank 0 for none), which is the only way in onnxruntime-node and -web: they take no input that has a default.
 
     Raises ConfigError (a kind that is none, a file that is there), ModelError (the GGUF, an adapter), StoreError.
     Nothing is left behind where it fails.
@@ -53,6 +61,9 @@ def export(
         raise ConfigError(f"there is no kind {kind!r:.40}; choose {', '.join(KINDS)}")
     if level not in (0, 4):
         raise ConfigError(f"the accuracy level is 0 or 4, not {level!r:.40}")
+    for name in adapters or {}:
+        if not onnx_check.LOCATION.fullmatch(name):
+            raise ConfigError(f"an adapter's name must be letters, digits and . _ + -, not {name!r:.80}")
     source = precheck.model(gguf)
     check_types(source, kind)
     loaded = {name: read_adapter(path, source) for name, path in (adapters or {}).items()}
@@ -65,7 +76,8 @@ def export(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with data.open("xb") as file:
-            builder = ModelBuilder(source, level=level, hooks=hooks, file=GraphFile(file, data.name))
+            graph = GraphFile(file, data.name)
+            builder = ModelBuilder(source, level=level, hooks=hooks, file=graph, defaults=defaults)
             builder.build()
         builder.file.save(model)
         for path, adapter in zip(files[2:], loaded.values(), strict=True):
@@ -88,16 +100,16 @@ def check_types(gguf: Gguf, kind: Kind) -> None:
         matrices |= {n: t.type for n, t in gguf.tensors.items() if len(t.shape) == 2}
     wrong = next((f"{n} is {t}" for n, t in matrices.items() if t not in every), None)
     if wrong or not some & set(matrices.values()):
-        found = wrong or "it has none"
+        found = wrong or f"its layers are {', '.join(sorted(set(matrices.values()))) or 'none'}"
         raise ModelError(f"{gguf.path}: {kind} is made from {' or '.join(sorted(some))} tensors, and {found}")
 
 
 class ModelBuilder(Builder):
     """The graph with token ids, a mask and positions going in, and logits of every position coming out."""
 
-    def __init__(self, gguf: Gguf, *, level: int, hooks: set[str], file: GraphFile) -> None:
+    def __init__(self, gguf: Gguf, *, level: int, hooks: set[str], file: GraphFile, defaults: bool = True) -> None:
         super().__init__(gguf, level=level, hooks=hooks, graph=file)
-        self.file = file
+        self.file, self.defaults = file, defaults
         self.tied = "output.weight" not in gguf.tensors
 
     def front(self) -> str:
@@ -106,7 +118,7 @@ class ModelBuilder(Builder):
         g.input("attention_mask", INT64, [BATCH, TOTAL])
         g.input("position_ids", INT64, [BATCH, TOKENS])
         self._mask()
-        for local in {False, self.shape.window > 0}:
+        for local in (False, True) if any(self.shape.local) else (False,):
             self._angles(local)
         return self._embedded()
 
@@ -137,7 +149,7 @@ class ModelBuilder(Builder):
         """cos and sin of the new positions only, [b · n, head_dim / 2]: a table of a whole context can be larger than
         the model. ``rope.rows`` [b, n] numbers them."""
         g, name = self.graph, "rope.local" if local else "rope"
-        frequencies = g.constant(name + ".frequencies", self.shape.frequencies(local).astype(np.float32)[None])
+        frequencies = g.constant(name + ".frequencies", self.frequencies(local).astype(np.float32)[None])
         if not local:
             g.node("Cast", ["position_ids"], "rope.positions", attributes={"to": FLOAT})
             self.reshape("rope.positions", [-1, 1], "rope.column")
@@ -165,7 +177,7 @@ class ModelBuilder(Builder):
     def attention(self, i: int, qkv: str, past: list[str], outs: list[str]) -> str:
         g, s = self.graph, self.shape
         q, k, v = self.heads(i, qkv)
-        name = "rope.local" if s.local(i) else "rope"
+        name = "rope.local" if s.is_local(i) else "rope"
         rotated = []
         for part, heads in ((q, s.heads), (k, s.kv_heads)):
             inputs = [part, "rope.rows", name + ".cos", name + ".sin"]
@@ -212,8 +224,9 @@ class ModelBuilder(Builder):
     def hook_inputs(self, hook: str, k: int, n: int) -> tuple[str, str]:
         """Inputs that need not be fed: their defaults have rank 0."""
         a, b = super().hook_inputs(hook, k, n)
-        self.graph.constant(a, np.zeros((k, 0), np.float32))
-        self.graph.constant(b, np.zeros((0, n), np.float32))
+        if self.defaults:
+            self.graph.constant(a, np.zeros((k, 0), np.float32))
+            self.graph.constant(b, np.zeros((0, n), np.float32))
         return a, b
 
 

@@ -17,7 +17,7 @@ from popi_edge.engines.onnx_shape import Shape, unpermute
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf, Tensor
 
-__all__ = ["GROUPS", "MS", "Builder", "Part", "Shape", "unpermute"]
+__all__ = ["GROUPS", "MS", "ROPE_FACTORS", "Builder", "Part", "Shape", "unpermute"]
 MS = "com.microsoft"
 GROUPS = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
@@ -25,6 +25,7 @@ GROUPS = {
     "gu": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
 }
+ROPE_FACTORS = "rope_freqs.weight"
 Part = Quantized | NDArray[np.float32]
 
 
@@ -160,6 +161,16 @@ class Builder:
         self.graph.node(op, [x, skip, gamma], [out, "", "", added], domain=MS, attributes=attributes)
         return out, added
 
+    def frequencies(self, local: bool) -> NDArray[np.float64]:
+        """The angle of one position for each pair of a head; llama 3 slows some by what stands in a tensor."""
+        found = self.shape.frequencies(local)
+        if ROPE_FACTORS not in self.gguf.tensors or self.shape.architecture != "llama":
+            return found
+        factors = self.vector(ROPE_FACTORS)
+        if not (factors >= 1e-3).all():
+            raise ModelError(f"{self.gguf.path}: {ROPE_FACTORS} holds what is no factor")
+        return found / factors
+
     def heads(self, i: int, qkv: str) -> list[str]:
         """Q, K and V of a layer, Q and K with their heads normalized where the architecture does that."""
         s, parts = self.shape, [f"{p}.{i}" for p in "qkv"]
@@ -176,14 +187,14 @@ class Builder:
     def attention(self, i: int, qkv: str, past: list[str], outs: list[str]) -> str:
         """Rotated by the operator itself, from tables; ``outs`` are the names of its result and of the new KV."""
         q_k_v = self.heads(i, qkv) if self.shape.head_norms else [qkv, "", ""]
-        tables = ["rope.cos", "rope.sin"] if not self.shape.local(i) else ["rope.local.cos", "rope.local.sin"]
+        tables = ["rope.cos", "rope.sin"] if not self.shape.is_local(i) else ["rope.local.cos", "rope.local.sin"]
         return self.gqa(i, [*q_k_v, *past, "seqlens_k", "total", *tables], outs, rotary=1)
 
     def gqa(self, i: int, inputs: list[str], outs: list[str], *, rotary: int) -> str:
         s = self.shape
         attributes: dict[str, Attribute] = {
             "num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": rotary, "scale": s.attention_scale,
-            "local_window_size": s.window if s.local(i) else -1,
+            "local_window_size": s.window if s.is_local(i) else -1,
         }  # fmt: skip
         return self.graph.node("GroupQueryAttention", inputs, outs, domain=MS, attributes=attributes)
 
@@ -239,8 +250,8 @@ class Builder:
         g.input("total", INT32, [])
         g.input("first", INT64, [1])
         for local, name in ((False, "rope"), (True, "rope.local")):
-            if not local or s.window:
-                angles = np.outer(np.arange(self.positions, dtype=np.float64), s.frequencies(local))
+            if not local or any(s.local):
+                angles = np.outer(np.arange(self.positions, dtype=np.float64), self.frequencies(local))
                 g.weight(name + ".cos", np.cos(angles).astype(np.float32))
                 g.weight(name + ".sin", np.sin(angles).astype(np.float32))
         return x

@@ -12,8 +12,8 @@ from popi_edge.models.gguf import Gguf
 
 Array = NDArray[np.generic]
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
-GLOBAL_EVERY = 6
-"""Of gemma3's layers every sixth sees everything, the others a window (llama.cpp knows no other pattern)."""
+PERIOD = 6
+"""Of gemma3's layers every sixth sees everything, the others a window, where the file says nothing else."""
 LOCAL_ROPE_BASE = 10_000.0
 GEMMA_27B = 62
 """Layers of the one gemma3 that scales its attention by hidden / heads, not by the size of a head."""
@@ -26,8 +26,8 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model. ``window`` is how many positions a local layer sees, 0 where there are no local layers;
-    ``rope_factor`` divides the positions of a layer that sees everything."""
+    """The sizes of a model. ``window`` is how many positions a local layer sees, ``local`` which layers are (none where
+    it is empty); ``rope_factor`` divides the positions of a layer that sees everything."""
 
     layers: int
     hidden: int
@@ -41,6 +41,7 @@ class Shape:
     epsilon: float
     architecture: str = "llama"
     window: int = 0
+    local: tuple[bool, ...] = ()
     local_rope_base: float = LOCAL_ROPE_BASE
     rope_factor: float = 1.0
 
@@ -76,14 +77,17 @@ class Shape:
             epsilon=float(gguf.need(f"{arch}.attention.layer_norm_rms_epsilon", float)),
             architecture=arch,
             window=get("attention.sliding_window", 0) if arch == "gemma3" else 0,
+            local=_local(gguf, arch, get("block_count")),
             local_rope_base=float(gguf.fields.get(f"{arch}.rope.freq_base_swa", LOCAL_ROPE_BASE)),
             rope_factor=_rope_factor(gguf, arch),
         )
         limits = (shape.layers, hidden, heads, shape.kv_heads, head_dim, shape.ffn, shape.context, rows)
         if not all(1 <= n <= 1 << 20 for n in limits) or heads % shape.kv_heads or head_dim % 2:
             raise ModelError(f"{gguf.path}: its sizes make no sense")
+        if any(shape.local) and not 1 <= shape.window <= 1 << 20:
+            raise ModelError(f"{gguf.path}: its local layers have no window")
         others = {get("attention.value_length", head_dim), get("rope.dimension_count", head_dim)}
-        if others != {head_dim} or not 0 <= shape.window <= 1 << 20:
+        if others != {head_dim}:
             raise ModelError(f"{gguf.path}: keys, values and rotated parts of different sizes are not supported")
         return shape
 
@@ -108,9 +112,9 @@ class Shape:
         whole = self.hidden / self.heads if self.gemma and self.layers == GEMMA_27B else self.head_dim
         return float(whole**-0.5)
 
-    def local(self, layer: int) -> bool:
+    def is_local(self, layer: int) -> bool:
         """Whether a layer sees only its window."""
-        return self.window > 0 and layer % GLOBAL_EVERY < GLOBAL_EVERY - 1
+        return bool(self.local) and self.local[layer]
 
     def frequencies(self, local: bool) -> NDArray[np.float64]:
         """The angle in radians by which one position turns each pair of a head, shape [head_dim / 2]."""
@@ -121,6 +125,8 @@ class Shape:
     def of_tensor(self, name: str) -> tuple[int, ...]:
         """The shape that a tensor of such a model must have, rows first."""
         part, kind = name.split(".")[-2:]
+        if part == "rope_freqs":
+            return (self.head_dim // 2,)
         if part.endswith("norm"):
             return (self.head_dim if part in ("attn_q_norm", "attn_k_norm") else self.hidden,)
         out = {
@@ -145,6 +151,19 @@ class Shape:
         """Rows of a tensor, or of an adapter's B for it, from llama.cpp's order to Hugging Face's."""
         heads = self.permuted_heads(name)
         return rows if heads is None else np.asarray(unpermute(rows, heads), np.float32)
+
+
+def _local(gguf: Gguf, arch: str, layers: int) -> tuple[bool, ...]:
+    """Which of gemma3's layers see a window only. Raises ModelError for a pattern that does not fit."""
+    if arch != "gemma3":
+        return ()
+    key = f"{arch}.attention.sliding_window_pattern"
+    said = gguf.fields.get(key, PERIOD)
+    if isinstance(said, np.ndarray) and said.dtype == np.bool_ and len(said) == layers:
+        return tuple(bool(x) for x in said)
+    if type(said) is not int or said < 1 or layers > 1 << 20:
+        raise ModelError(f"{gguf.path}: {key} fits no {layers} layers")
+    return tuple((i + 1) % said != 0 for i in range(layers))
 
 
 def _rope_factor(gguf: Gguf, arch: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge.engines.adapter import Adapter
-from popi_edge.engines.onnx_graph import Shape
+from popi_edge.engines.onnx_graph import ROPE_FACTORS, Shape
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.names import gguf_name
@@ -27,8 +27,8 @@ def dequantized(path: Path) -> Any:
 
     gguf = Gguf(path)
     s = Shape.of(gguf)
-    if s.architecture != "llama":
-        raise ModelError(f"{path}: training runs on llama models, not {s.architecture}")
+    if s.architecture != "llama" or s.rope_factor != 1.0 or ROPE_FACTORS in gguf.tensors:
+        raise ModelError(f"{path}: training runs on llama models without rope scaling")
     config = LlamaConfig(
         vocab_size=s.vocabulary,
         hidden_size=s.hidden,
