@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from popi_edge.engines.onnx_blocks import Quantized, repack
+from popi_edge.engines.onnx_blocks import READ, Quantized, repack
 from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64, Attribute, Graph
 from popi_edge.engines.onnx_shape import Shape, unpermute
 from popi_edge.errors import ModelError
@@ -262,7 +262,7 @@ class Builder:
             x, skip = self.layer(i, x, skip)
         h, _ = self.skip_norm(skip, x, "output_norm.weight", "final")
         self.head(self.wanted(h))
-        unknown = sorted(self.gguf.tensors.keys() - self.used - {"token_embd.weight"})
+        unknown = sorted(self.gguf.tensors.keys() - self.used)
         if unknown:
             raise ModelError(f"{self.gguf.path}: the onnx engine does not know its tensor {unknown[0]!r:.80}")
         return g
@@ -270,6 +270,8 @@ class Builder:
     def front(self) -> str:
         """The inputs: ``x`` [1, n, hidden], the number of positions, and the first one whose logits are wanted."""
         g, s = self.graph, self.shape
+        if (embedding := self.tensor("token_embd.weight")).type not in READ:
+            raise ModelError(f"{self.gguf.path}: its embedding is {embedding.type}; known: {', '.join(READ)}")
         x = g.input("x", FLOAT, [1, "n", s.hidden])
         g.input("seqlens_k", INT32, [1])
         g.input("total", INT32, [])
