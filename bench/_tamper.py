@@ -268,9 +268,10 @@ def own_other_fields(r: Random, m: Material, at: Path) -> None:
 
 def own_not_a_table(r: Random, m: Material, at: Path) -> None:
     good = (at / MANIFEST).read_bytes()
-    bad = [b"", b"[]", b"null", b"\xff\xfe" + good, b"{" * 100_000, b"[" * 100_000, good.replace(b'"format": 1', b""),
-           good.rstrip().removesuffix(b"}") + b', "format": 1}', good.replace(b'"format": 1', b'"format": NaN'),
-           good + good, good.replace(b'"format": 1', b'"format": ' + b"1" * 5_000)]  # fmt: skip
+    form = f'"format": {manifest(at)["format"]}'.encode()
+    bad = [b"", b"[]", b"null", b"\xff\xfe" + good, b"{" * 100_000, b"[" * 100_000, good.replace(form, b""),
+           good.rstrip().removesuffix(b"}") + b", " + form + b"}", good.replace(form, b'"format": NaN'), good + good,
+           good.replace(form, b'"format": ' + b"1" * 5_000)]  # fmt: skip
     resign(m, at, r.choice(bad))
 
 
@@ -337,6 +338,7 @@ FOLDERS: dict[str, Way] = {
 UNREAD = frozenset({
     "flip_signature", "cut_signature", "stripped_signature", "foreign_signature", "borrowed_key", "replayed_signature",
     "signature_of_another_kind", "flip_manifest", "edited_manifest", "reformatted_manifest", "swapped_roles",
+    "edited_models",
 })  # fmt: skip
 """Ways after which no file but the manifest and its signature may even be opened."""
 

@@ -1,11 +1,11 @@
 """Tampered bundles: is each refused before anything of it is loaded, and how long does the slowest refusal take?
 
-Material: the shipped bundle and another, signed by a key made for the run. Every way of ``bench._tamper`` in turn, by
-fixed seeds. Refused means: ``open_bundle`` raises ModelError with one line, no engine's library was imported, and where
-the signature is at fault no file but the manifest and the signature was opened. The time is that of ``open_bundle``,
-less what it spends hashing files, the fastest of ``--runs`` tries of each (other programs share the machine); the
-slowest of the first tries and the processor time, hashing included, stand beside it. Not covered: files that change
-between the check and their use.
+Material: the shipped bundle and another, signed by a key made for the run, and two of whole tiny models. Every way of
+``bench._tamper`` and ``bench._tamper_whole`` in turn, by fixed seeds, as many of each form. Refused means:
+``open_bundle`` raises ModelError with one line, no engine's library was imported, and where the signature is at fault
+no file but the manifest and the signature was opened. The time is that of ``open_bundle``, less what it spends hashing
+files, the fastest of ``--runs`` tries of each (other programs share the machine); the slowest of the first tries and
+the processor time, hashing included, stand beside it. Not covered: files that change between the check and their use.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench._tamper import SIGNATURE, UNREAD, Material, clear, copy
+from bench._tamper import SIGNATURE, UNREAD, Material, Way, clear, copy
+from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS, zipped
 from bench.common import base, options, show
 from popi_edge.config import Settings
@@ -32,6 +34,7 @@ from popi_edge.models import bundle as bundles
 from popi_edge.models.bases import BASES, stored
 
 LIMIT_MS = 100.0
+WEIGHTS = (".gguf", ".onnx", ".data", ".onnx_adapter")
 ENGINES = ("onnxruntime", "llama_cpp", "tokenizers")
 OTHER = Path(__file__).parent.parent / "training" / "adapters" / "joint-90"
 
@@ -113,13 +116,14 @@ def control(m: Material, work: Path, settings: Settings) -> None:
 
 
 def one(
-    way: str, seed: str, m: Material, work: Path, settings: Settings, watch: Watch, *, tries: int
+    way: tuple[str, Way], seed: str, m: Material, work: Path, settings: Settings, watch: Watch, *, tries: int
 ) -> dict[str, Any]:
     """Tamper in one way and try to open what comes out, several times to time it."""
+    name, tamper = way
     at = work / "case.popi"
     copy(m.folder, at)
-    path = WAYS[way](random.Random(seed), m, at) or at
-    if way.startswith("bare_"):
+    path = tamper(random.Random(seed), m, at) or at
+    if name.startswith("bare_"):
         settings = replace(settings, trusted_keys=())
     before, watch.opened, said, times = set(sys.modules), set(), [], []
     for _ in range(tries):
@@ -131,22 +135,24 @@ def one(
             wall, used, watch.on = time.perf_counter() - start, time.process_time() - cpu, False
         times.append((1000 * (wall - watch.hashing_s), 1000 * wall, 1000 * used))
     clear(at)
-    loaded = [name for name in ENGINES if name in sys.modules.keys() - before]
-    adapters = sorted(name for name in watch.opened if name.endswith(".gguf"))
+    loaded = [engine for engine in ENGINES if engine in sys.modules.keys() - before]
+    read = sorted(file for file in watch.opened if file.endswith(WEIGHTS))
     clean = all(why is not None and "\n" not in why for why in said)
-    ok = clean and not loaded and not (adapters and way in UNREAD)
+    ok = clean and not loaded and not (read and name in UNREAD)
     beyond, whole, used = (min(column) for column in zip(*times, strict=True))
     return {
-        "way": way, "refused": ok, "why": said[0], "loaded": loaded, "opened": adapters, "beyond_hashing_ms": beyond,
+        "way": name, "refused": ok, "why": said[0], "loaded": loaded, "opened": read, "beyond_hashing_ms": beyond,
         "ms": whole, "cpu_ms": used, "first_ms": times[0][0],
     }  # fmt: skip
 
 
 def run(
-    count: int, seed: int, m: Material, work: Path, settings: Settings, *, tries: int = 1
-) -> list[dict[str, Any]]:
-    """``count`` tampered bundles, every way in turn; the untouched one must open before and after."""
-    ways = list(WAYS)
+    count: int, seed: int, m: Material, work: Path, settings: Settings, *, tries: int = 1,
+    table: Mapping[str, Way] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """``count`` tampered bundles, every way of ``table`` (default: for adapters on a base) in turn; the untouched one
+    must open before and after."""
+    ways = list((WAYS if table is None else table).items())
     random.Random(seed).shuffle(ways)
     control(m, work, settings)
     watch = Watch()
@@ -171,9 +177,19 @@ def main() -> int:
         (home / "models").mkdir()
         stored(BASES["smollm2-135m"], home / "models").symlink_to(base())
         m, key = material(Path(folder), bundles.shipped(), OTHER)
-        (Path(folder) / "work").mkdir()
+        place = Path(folder) / "work"
+        place.mkdir()
         settings = Settings(home, trusted_keys=(key,))
-        rows = run(args.count, args.seed, m, Path(folder) / "work", settings, tries=args.runs)
+        half = args.count // 2
+        rows = run(args.count - half, args.seed, m, place, settings, tries=args.runs)
+        both = [Path(folder) / f"whole{i}" for i in (1, 2)]
+        made = [sys.executable, "-m", "bench._tamper_whole", *map(str, both)]
+        subprocess.run(made, check=True)  # apart: it loads the libraries that must not be loaded here
+        (Path(folder) / "keys").mkdir()
+        m, key = material(Path(folder) / "keys", *both)
+        settings = Settings(home, trusted_keys=(key,))
+        more = run(half, args.seed, m, place, settings, tries=args.runs, table=WHOLE)
+        rows += [row | {"way": f"whole:{row['way']}"} for row in more]
     bad = [r for r in rows if not r["refused"]]
     slowest = max(rows, key=lambda r: r["beyond_hashing_ms"])
     ours = {

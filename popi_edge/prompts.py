@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from popi_edge.models.tokenizer import Tokenizer
 
 CONTRACT = 1
-MAX_TEMPLATE = 65_536
 Turn = tuple[str, str]
 
 
@@ -124,7 +123,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
     the template's text alone, and the contents are always plain text. Raises ModelError for an unusable template.
     """
     ids: list[int] = []
-    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages)):
+    for piece in _frame(tokenizer.chat_template, tuple(role for role, _ in messages), tokenizer.bos):
         if isinstance(piece, int):
             ids += tokenizer.encode(messages[piece][1])
         else:
@@ -133,20 +132,14 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Turn]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _frame(template: str, roles: tuple[str, ...]) -> tuple[str | int, ...]:
-    """The template around the contents: its own text, and the index of each message's content."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _frame(template: str, roles: tuple[str, ...], bos: str) -> tuple[str | int, ...]:
+    """The template around the contents: its own text, and the index of each message's content; ``bos`` is the token
+    that begins every text of the model, or nothing."""
+    from popi_edge.models.template import render
 
-    if not template or len(template) > MAX_TEMPLATE:
-        raise ModelError("the model has no usable chat template")
     marks = [f"\ue000{i}\ue001" for i in range(len(roles))]
     turns = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
-    try:
-        page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        text = page.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="")
-    except (TemplateError, TypeError, ValueError, OverflowError) as e:
-        raise ModelError(f"the model's chat template fails: {str(e)[:120]}") from None
+    text = render(template, turns, add_generation_prompt=True, bos_token=bos, eos_token="")
     pieces: list[str | int] = []
     for i, mark in enumerate(marks):
         before, found, text = text.partition(mark)

@@ -107,6 +107,27 @@ def test_the_bundle_computes_in_both_engines_what_torch_computes(
     assert np.abs(untouched - bare).max() < 2e-4 * np.abs(untouched).max()  # and is for the role infer alone
 
 
+def test_a_run_is_a_source_of_its_base_and_its_adapters(home: Path, run: Path, popi: Popi, tmp_path: Path) -> None:
+    """Its adapter is the bundle's file byte for byte; merged into the base, llama.cpp computes what torch computes."""
+    from popi_export import source
+    from popi_export.to_gguf import write_lora, write_model
+
+    found = source.read(run, config.load(home))
+    assert (found.kind, set(found.adapters)) == ("run", {"infer"})
+    assert popi(run, tmp_path / "out")[0] == 0
+    write_lora(tmp_path / "infer.gguf", found.adapters["infer"], found.config)
+    assert (tmp_path / "infer.gguf").read_bytes() == (tmp_path / "out" / "infer.gguf").read_bytes()
+    write_model(tmp_path / "merged.gguf", found, "F32", merge="infer")
+    model = base.with_lora(base.dequantized(home / "models" / "tiny.gguf"), 4, 8.0, seed=0)
+    base.load_lora(model, train.read_checkpoint(run / train.CHECKPOINT)["adapters"]["infer"])
+    with torch.no_grad():
+        want = model(torch.tensor([IDS])).logits[0].numpy()
+    e = LlamaCppEngine(tmp_path / "merged.gguf", adapters={}, threads=1, exact=True)
+    got = e._feed(e.lane(None), IDS, len(IDS))
+    e.close()
+    assert np.abs(want - got).max() < 2e-4 * np.abs(want).max()
+
+
 def test_a_run_can_begin_with_an_exported_adapter(home: Path, run: Path, popi: Popi, tmp_path: Path) -> None:
     """The adapter file is the restart point: what it starts from is the checkpoint rounded to float16."""
     assert popi(run, tmp_path / "out")[0] == 0

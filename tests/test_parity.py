@@ -1,104 +1,84 @@
-"""Both engines compute what torch computes: exactly on float weights, within rounding on the quantized base."""
+"""The parity figures against sums written out, one number after the other."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from popi_edge.engines.llama_cpp import LlamaCppEngine
-from popi_edge.engines.onnx import OnnxEngine
-from popi_training.base import dequantized
-from tests import tiny as make
+from popi_edge.errors import EngineError
+from popi_export import parity
 
-IDS = [7, 80, 200, 13, 13, 299, 45, 120, 270, 2, 260, 77] * 9
-
-
-def open_exact(name: str, path: Path, adapters: dict[str, Path] | None = None) -> Any:
-    if name == "onnx":
-        return OnnxEngine(path, adapters=adapters or {}, threads=2)
-    return LlamaCppEngine(path, adapters=adapters or {}, threads=2, exact=True)
+ROWS = st.integers(2, 150)
 
 
-def torch_logits(model: Any, ids: list[int]) -> np.ndarray:
-    with torch.no_grad():
-        out: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
-    return out
+def drawn(n: int, v: int, seed: int) -> tuple[Any, Any, list[int]]:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(0, 3, (n, v)).astype(np.float32)
+    b = (a + rng.normal(0, 1, (n, v))).astype(np.float32)
+    return a, b, [int(i) for i in rng.integers(0, v, n)]
 
 
-@pytest.mark.parametrize("engine", ["onnx", "llama_cpp"])
-@pytest.mark.parametrize(("tied", "half"), [(True, False), (False, False), (True, True)])
-def test_float_weights_give_torch_logits(engine: str, tied: bool, half: bool, tmp_path: Path) -> None:
-    """Largest difference, relative to the largest logit: 2e-4; llama.cpp rounds activations at f16 weights: 5e-3."""
-    model = make.llama(tmp_path / "m.gguf", seed=3, tied=tied, half=half)
-    e = open_exact(engine, tmp_path / "m.gguf")
-    want, got = torch_logits(model, IDS), e._feed(e.lane(None), IDS, len(IDS))
-    assert np.abs(want - got).max() < (5e-3 if half and engine == "llama_cpp" else 2e-4) * np.abs(want).max()
-    e.close()
+def softmax(row: Any) -> list[float]:
+    top = max(float(x) for x in row)
+    each = [math.exp(float(x) - top) for x in row]
+    return [x / math.fsum(each) for x in each]
 
 
-@pytest.mark.parametrize("engine", ["onnx", "llama_cpp"])
-@pytest.mark.parametrize("half", [True, False])
-def test_one_adapter_file_a_role_serves_both_engines(
-    engine: str, half: bool, tiny: tuple[Path, Any], tmp_path: Path
-) -> None:
-    """Tolerances as above: 3e-4 of the largest logit, 5e-3 where llama.cpp rounds activations at f16 adapters."""
-    path, model = tiny
-    files = {role: tmp_path / f"{role}.gguf" for role in ("infer", "generate")}
-    layers = {role: make.adapter(file, model.config, seed=i, half=half) for i, (role, file) in enumerate(files.items())}
-    want = {role: torch_logits(make.merged(model, layers[role]), IDS) for role in files}
-    want_base = torch_logits(model, IDS)
-    e = open_exact(engine, path, files)
-    for role in ("infer", "generate", "infer"):  # in turn, on one loaded base
-        got = e._feed(e.lane(role), IDS, len(IDS))
-        tolerance = 5e-3 if half and engine == "llama_cpp" else 3e-4
-        assert np.abs(want[role] - got).max() < tolerance * np.abs(want[role]).max()
-        assert np.abs(want_base - got).max() > 0.1  # the adapter matters
-    got = e._feed(e.lane(None), IDS, len(IDS))
-    assert np.abs(want_base - got).max() < 2e-4 * np.abs(want_base).max()
-    e.close()
+@given(n=ROWS, v=st.integers(2, 9), seed=st.integers(0, 999))
+def test_the_figures_are_the_sums_written_out(n: int, v: int, seed: int) -> None:
+    a, b, ids = drawn(n, v, seed)
+    p, q = [softmax(r) for r in a], [softmax(r) for r in b]
+    kl = math.fsum(x * (math.log(x) - math.log(y)) for r, s in zip(p, q, strict=True)
+                   for x, y in zip(r, s, strict=True) if x) / n  # fmt: skip
+    alike = sum(max(range(v), key=lambda i: r[i]) == max(range(v), key=lambda i: s[i])
+                for r, s in zip(a, b, strict=True)) / n  # fmt: skip
+    own = math.fsum(-math.log(q[i][ids[i + 1]]) for i in range(n - 1))
+    assert parity.mean_kl(a, b) == pytest.approx(kl, rel=1e-9, abs=1e-12)
+    assert parity.greedy_agreement(a, b) == alike
+    assert parity.logit_difference(a, b) == pytest.approx(max(abs(float(x)) for x in (a - b).ravel()))
+    assert parity.surprise(b, ids) == pytest.approx(own, rel=1e-9)
+    assert parity.perplexity(b, ids) == pytest.approx(math.exp(own / (n - 1)), rel=1e-9)
 
 
-PROSE = (
-    "The garden was quiet in the early morning. She had planted beans along the fence, and a row of lettuce that "
-    "the snails had found before anyone else. If you want to keep them out, she said, you have to get up earlier "
-    "than they do, which is not hard, because a snail is never in a hurry. There are other ways, of course: copper "
-    "tape, a ring of ash, a hungry duck. None of them works as well as a torch and a bucket, and none is as dull. "
-)
+def test_a_tally_weighs_positions_not_texts() -> None:
+    parts = [drawn(n, 7, n) for n in (3, 90, 11)]
+    tally = parity.Tally()
+    for a, b, ids in parts:
+        tally.add(a, b, ids)
+    found = tally.parity()
+    a, b = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+    assert found.kl == pytest.approx(parity.mean_kl(a, b)) and found.positions == 104
+    assert found.agreement == pytest.approx(parity.greedy_agreement(a, b))
+    assert found.logits == parity.logit_difference(a, b)
+    assert found.perplexity == pytest.approx(math.exp(sum(parity.surprise(p[1], p[2]) for p in parts) / 101))
+    assert found.reference_perplexity == pytest.approx(math.exp(sum(parity.surprise(p[0], p[2]) for p in parts) / 101))
 
 
-@pytest.fixture(scope="module")
-def reference(base: Path) -> tuple[list[int], np.ndarray]:
-    ids = OnnxEngine(base, adapters={}).tokenizer.encode(PROSE)
-    model = dequantized(base)
-    return ids, torch_logits(model, ids)
+def test_equal_models_differ_in_nothing_and_a_shift_of_all_logits_is_no_other_model() -> None:
+    a, _, ids = drawn(40, 12, 1)
+    tally = parity.Tally()
+    tally.add(a, a, ids)
+    same = tally.parity()
+    assert (same.logits, same.kl, same.agreement) == (0, 0, 1) and same.perplexity == same.reference_perplexity
+    assert parity.mean_kl(a, a + np.float32(5)) == pytest.approx(0, abs=1e-9)
+    huge = a * np.float32(1e30)  # nothing overflows
+    assert parity.mean_kl(huge, huge) == 0
 
 
-def kl(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    p = torch.log_softmax(torch.from_numpy(p_logits).double(), -1)
-    q = torch.log_softmax(torch.from_numpy(q_logits).double(), -1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-@pytest.mark.parametrize("engine", ["onnx", "llama_cpp"])
-def test_quantized_base_stays_close_to_torch(
-    engine: str, base: Path, reference: tuple[list[int], np.ndarray], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ids, want = reference
-    e = OnnxEngine(base, adapters={}) if engine == "onnx" else LlamaCppEngine(base, adapters={})
-    distance = kl(want, e._feed(e.lane(None), ids, len(ids)))
-    with capsys.disabled():
-        print(f"\nmean KL(torch fp32 || {engine}) over {len(ids)} positions of prose: {distance:.2e} nats")
-    assert distance <= 5e-3
-    e.close()
-
-
-def test_level_0_of_the_same_graph_is_exact(base: Path, reference: tuple[list[int], np.ndarray]) -> None:
-    ids, want = reference
-    e = OnnxEngine(base, adapters={}, level=0)
-    got = e._feed(e.lane(None), ids, len(ids))
-    assert np.abs(want - got).max() < 2e-3
-    assert (want.argmax(-1) == got.argmax(-1)).all()
+def test_what_cannot_be_compared_is_refused() -> None:
+    a, b, ids = drawn(5, 4, 0)
+    for x, y in ((a, b[:4]), (a, b[:, :3]), (a[:0], b[:0])):
+        with pytest.raises(EngineError, match="cannot be compared"):
+            parity.logit_difference(x, y)
+    with pytest.raises(EngineError, match="5 rows of logits for 4 tokens"):
+        parity.surprise(a, ids[:4])
+    b[2, 1] = np.nan
+    with pytest.raises(EngineError, match="no numbers"):
+        parity.Tally().add(a, b, ids)
+    with pytest.raises(EngineError, match="no text"):
+        parity.Tally().parity()

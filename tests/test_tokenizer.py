@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import random
 from pathlib import Path
 
 import llama_cpp as llama
@@ -13,27 +12,7 @@ from popi_edge import prompts
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-
-PIECES = [
-    "the", " The", "don't", "I'M", " we'll", "12", "3.14", "007", "\n", "\n\n", "\t", " ", "  ", "   ", "\r\n",
-    "é", "ß", "naïve", "日本", "語", "привет", "مرحبا", "😀", "👩‍👩‍👧", "🇫🇷", "\u200b", "\u00a0",
-    "\u2003", "…", "—", "“", "”",
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<", "|", ">", "#", "##", "- ", "* ", "http://a.b/c?d=e&f",
-    "a_b", "A1b2", "\x00", "\x04", "\x1d", "\x7f", "\u0301", "\ufeff", "\U000f0000", "\U00100000", "ﬁ", "Ω", "½",
-    "²", "٣", "’s", "'S", "'ve", "`", "```", "{", "}",
-]  # fmt: skip
-
-
-def fuzzed(n: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    out = []
-    for i in range(n):
-        if i % 3 == 0:
-            ranges = ((0x20, 0x7F), (1, 0x3000), (0xE000, 0x20000))
-            out.append("".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 40))))
-        else:
-            out.append("".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 25))))
-    return out
+from popi_export.fuzz import strings
 
 
 def native(vocab: object, text: str) -> list[int]:
@@ -49,7 +28,7 @@ def test_3000_fuzzed_strings_tokenize_as_in_llama_cpp(base: Path) -> None:
     engine = LlamaCppEngine(base, adapters={})
     vocab = llama.llama_model_get_vocab(engine._model)
     tokenizer = engine.tokenizer
-    texts = fuzzed(3_300, seed=11)
+    texts = strings(3_300, 11, engine.tokenizer.controls)
     wrong = [t for t in texts if tokenizer.encode(t) != native(vocab, tokenizer.clean(t))]
     assert len(set(texts)) > 3_000
     assert wrong == []

@@ -21,18 +21,21 @@ MODULES = (
 )  # fmt: skip
 
 
-def llama(path: Path, *, seed: int = 0, tied: bool = True, half: bool = False, context: int = 1024) -> Any:
-    """Write a random llama of 4 layers as GGUF; returns the torch model with the same weights."""
+def llama(
+    path: Path, *, seed: int = 0, tied: bool = True, half: bool = False, context: int = 1024, hidden: int = 96,
+    heads: int = 6, ffn: int = 160, layers: int = 4,
+) -> Any:  # fmt: skip
+    """Write a random llama as GGUF; returns the torch model with the same weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokens, merges, types = vocabulary(TEXT, 400)
     config = LlamaConfig(
         vocab_size=len(tokens),
-        hidden_size=96,
-        intermediate_size=160,
-        num_hidden_layers=4,
-        num_attention_heads=6,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=context,
         rope_theta=50_000.0,

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from popi_training.micro import TEMPLATE, world_texts
 from tests.tiny import TEXT
@@ -39,8 +51,11 @@ def pre_tokenizer(kind: str) -> Any:
     return kinds[kind] if kind in kinds else _split({"qwen2": QWEN2, "llama-bpe": LLAMA3}[kind])
 
 
-def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False) -> Any:
-    """A byte-level BPE trained on a few hundred lines; ``bos`` puts ``<|endoftext|>`` before every text."""
+def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False, texts: Sequence[str] = ()) -> Any:
+    """A byte-level BPE trained on a few hundred lines and ``texts``; ``bos`` puts ``<|endoftext|>`` before a text. The
+    kind ``gemma`` is one with ▁ for spaces."""
+    if kind == "gemma":
+        return _with_spaces(size, bos, [*TEXT, *MORE, *world_texts(), *texts])
     made = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     made.pre_tokenizer = pre_tokenizer(kind)
     made.decoder = decoders.ByteLevel()
@@ -50,13 +65,39 @@ def tokenizer(kind: str = "smollm", *, size: int = 480, bos: bool = False) -> An
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([*TEXT, *MORE, *world_texts()], trainer)
+    made.train_from_iterator([*TEXT, *MORE, *world_texts(), *texts], trainer)
     level = processors.ByteLevel(trim_offsets=False)
     if bos:
         start = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)])
         made.post_processor = processors.Sequence([level, start])
     else:
         made.post_processor = level
+    return made
+
+
+def _with_spaces(size: int, bos: bool, texts: Sequence[str]) -> Any:
+    """A BPE as Gemma's: ▁ for spaces, tokens for bytes and for runs of spaces, every way to make a token a merge."""
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
+    words = [w for t in texts for w in re.sub(r"<[^ ]*>|\0", "", t).replace(" ", "\n▁").split("\n")]
+    trained.train_from_iterator(words, trainer)
+    learnt = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    runs = [*("▁" * n for n in range(2, 32)), *("\n" * n for n in range(1, 6))]
+    pieces = [t for t, _ in learnt if t not in runs]
+    tokens = [*SPECIAL, "<unk>", *runs, *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    vocab = {t: i for i, t in enumerate(tokens)}
+    merges = [(t[:i], t[i:]) for t in sorted(runs, key=len) if "▁" in t for i in range(1, len(t))]
+    merges += [(t[:i], t[i:]) for t in pieces for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
+    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (*SPECIAL, "<unk>")])
+    made.add_tokens([AddedToken(t, normalized=False, special=False) for t in runs])
+    if bos:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)]
+        )
     return made
 
 
@@ -101,17 +142,17 @@ def model(config: Any, *, seed: int) -> Any:
 
 def folder(
     path: Path, architecture: str, *, seed: int = 0, tied: bool = True, vocabulary: str = "smollm", hidden: int = 64,
-    dtype: str = "float32", bos: bool = False, extra: int = 0, shard: str = "5GB",
+    dtype: str = "float32", bos: bool = False, extra: int = 0, shard: str = "5GB", words: Any = None,
 ) -> Path:  # fmt: skip
     """A model's folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json with its chat template.
 
     ``hidden`` is 64, or 256 where K-quants matter; ``extra`` rows of the embedding have no token; ``shard`` is the
-    largest size of one file (``50KB`` gives several and an index).
+    largest size of one file (``50KB`` gives several and an index); ``words`` is a tokenizer to use instead.
     """
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    words = tokenizer(vocabulary, bos=bos)
+    words = words or tokenizer(vocabulary, bos=bos)
     made = model(_config(architecture, hidden, words.get_vocab_size() + extra, tied), seed=seed)
     made.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=shard)
     fast = PreTrainedTokenizerFast(

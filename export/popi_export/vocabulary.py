@@ -19,27 +19,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from popi_edge import prompts
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import STRING, UINT32
-from popi_edge.models.tokenizer import NORMALIZER, SPLITS, byte_alphabet
+from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, SPLITS, byte_alphabet
 from popi_export import spm
 from popi_export.architectures import ARRAY, BOOL, Field
 from popi_export.bounded import read_bytes, read_json
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 1 << 26, 1 << 23, 1 << 18
+MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 1 << 26, 1 << 23, prompts.MAX_TEMPLATE
 MAX_TOKENS = 1 << 20
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-ENDS = frozenset({
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>",
-    "<|eom_id|>", "<EOT>", "[EOS]",
-})  # fmt: skip
-OTHERS = frozenset({
-    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",
-    "<SUF>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>",
-    "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
-})  # fmt: skip
-"""Added tokens that llama.cpp makes control tokens by their text, whatever a file says: so they are written as such."""
+NEWER = (
+    (0x1C89, 0x1C8A), (0xA7CB, 0xA7CD), (0xA7DA, 0xA7DC), (0x105C0, 0x105F3), (0x10D40, 0x10D49), (0x10D4A, 0x10D65),
+    (0x10D6F, 0x10D85), (0x10EC2, 0x10EC4), (0x11380, 0x113D3), (0x116D0, 0x116E3), (0x11BC0, 0x11BF9),
+    (0x13460, 0x143FA), (0x16100, 0x16139), (0x16D40, 0x16D79), (0x18CFF, 0x18CFF), (0x1CCF0, 0x1CCF9),
+    (0x1E5D0, 0x1E5FA),
+)  # fmt: skip
+"""Letters and digits that Unicode 16 added: ``tokenizers`` knows them, llama.cpp's older tables do not, so that a text
+with them may be split differently, whatever the vocabulary."""
+
+
+def comparable(text: str) -> str:
+    """``text`` without the characters that only one side knows to be letters or digits."""
+    return "".join(c for c in text if not any(low <= ord(c) <= high for low, high in NEWER))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Vocabulary:
             raise ModelError("the tokenizer has tokens of the form [PADn] of its own")
         return replace(
             self, tokens=[*self.tokens, *names], types=[*self.types, *[UNUSED] * lacking],
-            scores=[*self.scores, *[-1e4] * lacking] if self.scores else (),
+            scores=[*self.scores, *[-2e7] * lacking] if self.scores else (),
             notes=(*self.notes, f"{lacking} rows of the embedding have no token"),
         )  # fmt: skip
 
@@ -115,13 +119,15 @@ def read(folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = 
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise ModelError(f"{path}: its model is not a BPE")
     tokens, types, notes = _tokens(model, value.get("added_tokens") or [], path)
+    spelt = tokens
     spaces = spm.is_sentencepiece(value)
     merges = _merges(model, set(tokens), path, spaces=spaces)
     scores: Sequence[float] = ()
     normalizer = ""
     if spaces:
         kind, pre = "llama", "default"
-        scores, types = spm.scores(model, tokens, types, merges, path)
+        spelt, types, scores, more = spm.scores(model, tokens, types, merges, path)
+        notes += more
     else:
         kind, pre = "gpt2", pre_type(value, path)
         normalizer = _normalizer(value.get("normalizer"), path)
@@ -137,7 +143,7 @@ def read(folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = 
         eos = others.pop(0)
     named = [i for i in others if tokens[i] in ENDS] or others
     return Vocabulary(
-        model=kind, pre=pre, tokens=tokens, types=types, merges=[" ".join(m) for m in merges] if not spaces else (),
+        model=kind, pre=pre, tokens=spelt, types=types, merges=[" ".join(m) for m in merges] if not spaces else (),
         scores=scores, bos=bos, eos=eos, end=named[0] if named else None,
         pad=_special(settings.get("pad_token"), tokens), add_bos=add_bos, chat_template=template,
         normalizer=normalizer, notes=tuple(notes),
@@ -210,6 +216,8 @@ def _tokens(model: Mapping[str, Any], added: Any, path: Path) -> tuple[list[str]
     tokens = [by_id[i][0] for i in range(len(by_id))]
     if len(set(tokens)) != len(tokens):
         raise ModelError(f"{path}: a token stands twice in its vocabulary")
+    if any("\0" in t for t in tokens):
+        raise ModelError(f"{path}: a token has a NUL in it, where llama.cpp would end it")
     types = [by_id[i][1] for i in range(len(by_id))]
     notes = [f"{len(holes)} ids have no token"] if holes else []
     odd = [t for t, kind in zip(tokens, types, strict=True) if kind == NORMAL and t in ENDS | OTHERS]

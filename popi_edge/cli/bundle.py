@@ -99,17 +99,19 @@ def _bare(app: App, path: Path) -> None:
 
     facts = precheck.any_file(path)
     counted = ", ".join(f"{value} {key}" for key, value in facts.items() if isinstance(value, int))
-    note = "; popi runs GGUF models only" if facts["kind"] == "ONNX model" else ""
+    note = "; popi runs GGUF models only" if str(facts["kind"]).startswith("ONNX") else ""
     app.emit({"file": str(path), **facts}, f"{path}: a well-formed {facts['kind']} ({counted}), not signed{note}")
 
 
 def _what(found: Verified) -> str:
-    files = len(set(found.adapters.values()))
+    files = len(found.contents.files)
     name, version = found.manifest["name"], found.manifest["version"]
     return f"{name} {version}, {files} file{'s' * (files != 1)} of {found.size:,} bytes as its manifest says"
 
 
 def _facts(where: str | Path, found: Verified) -> dict[str, Any]:
     names = {role: path.name for role, path in found.adapters.items()}
+    models = [{"file": m.entry.file, "quantization": m.quantization} for m in found.contents.models]
     about = {"name": found.manifest["name"], "version": found.manifest["version"]}
-    return {"bundle": str(where), **about, "files": names, "bytes": found.size, "signed_by": found.signer}
+    facts = {"bundle": str(where), **about, "files": names, "bytes": found.size, "signed_by": found.signer}
+    return facts | ({"models": models} if models else {})

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import CHUNK
-from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, listed, parse
+from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, contents, parse
 from popi_edge.models.signing import MAX_SIGNATURE, SIGNATURE, insist
 
 END = struct.Struct("<4s4H2LH")
@@ -128,7 +128,7 @@ def unpack(path: Path, into: Path, trusted: Sequence[str] = ()) -> None:
             data = _read(archive, members[MANIFEST], MAX_MANIFEST, path)
             line = _read(archive, members[SIGNATURE], MAX_SIGNATURE, path) if SIGNATURE in members else None
             insist(data, line, trusted, path / SIGNATURE)
-            entries = {e.file: e for e in listed(parse(data, path / MANIFEST), path / MANIFEST).values()}
+            entries = contents(parse(data, path / MANIFEST), path / MANIFEST).files
             for name in sorted(members.keys() - {MANIFEST, SIGNATURE}):
                 if name not in entries:
                     raise ModelError(f"{path}: {name!r:.80} is not in the manifest; not used")

@@ -1,7 +1,9 @@
-"""Bundles: a manifest, and per role an adapter on a base. Read and verified before anything is loaded.
+"""Bundles: a manifest, and per role an adapter on a base, or whole models. Read and verified before anything is loaded.
 
 Covered: folders and zips of them; a signature over the manifest; sizes, SHA-256 and headers of every file; nothing in
-the folder but what the manifest lists; a base by name and hash. Without ``trusted_keys`` hashes show damage only.
+the folder but what the manifest lists; a base by name and hash. Without ``trusted_keys`` hashes show damage only. Texts
+and pictures of a whole-model bundle are hashed and never parsed. Not covered: ONNX models run in other programs, not
+here.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,7 +23,7 @@ from popi_edge.errors import ModelError
 from popi_edge.files import read_regular, whole_file
 from popi_edge.models import archive
 from popi_edge.models.bases import BASES, file_sha256, locate
-from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, listed, parse
+from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, Contents, Model, contents, parse
 from popi_edge.models.signing import MAX_SIGNATURE, SIGNATURE, insist, sign
 from popi_edge.summarize import Decoding
 
@@ -47,9 +50,11 @@ class Bundle:
 
     @property
     def identity(self) -> str:
-        """What made a summary, in a word: bundle, version and the infer adapter's hash."""
-        role = self.manifest["roles"].get("infer") or {}
-        return f"{self.name}-{self.version}" + (f"-{role['sha256'][:8]}" if role else "-zero-shot")
+        """What made a summary, in a word: bundle, version and the infer adapter's hash, or the whole model's."""
+        one = self.manifest["roles"].get("infer") or next(
+            (m for m in self.manifest.get("models", ()) if m["file"] == self.manifest["default"]), None
+        )
+        return f"{self.name}-{self.version}" + (f"-{one['sha256'][:8]}" if one else "-zero-shot")
 
     @property
     def decoding(self) -> Decoding:
@@ -58,7 +63,7 @@ class Bundle:
         return Decoding(str(how.get("opening", "")), how.get("sentences"))
 
     def engine(self, name: str, *, threads: int | None = None) -> Engine:
-        """Open an engine on the base with this bundle's adapters."""
+        """Open an engine on the base, or the whole model, with this bundle's adapters."""
         from popi_edge.engines.base import open_engine
 
         return open_engine(name, self.model, adapters=self.adapters, threads=threads)
@@ -75,13 +80,18 @@ class Verified:
 
     folder: Path
     manifest: Mapping[str, Any]
-    adapters: Mapping[str, Path]
+    contents: Contents
     signer: str | None
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The adapter file of each role that has one."""
+        return {role: self.folder / entry.file for role, entry in self.contents.adapters.items()}
 
     @property
     def size(self) -> int:
         """Bytes of the listed files."""
-        return sum(path.stat().st_size for path in set(self.adapters.values()))
+        return sum(entry.size for entry in self.contents.files.values())
 
 
 def _listing(folder: Path) -> dict[str, int]:
@@ -115,7 +125,7 @@ def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) 
     does not look at the signature (it is about to be replaced). Raises ModelError naming file and fault. Not covered:
     somebody who changes the files between this and their use.
     """
-    from popi_edge.models import precheck
+    from popi_edge.models import onnx_adapter_check, precheck
 
     there = _listing(folder)
     path = folder / MANIFEST
@@ -123,24 +133,40 @@ def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) 
     line = _small(folder / SIGNATURE, MAX_SIGNATURE) if signed and SIGNATURE in there else None
     key = insist(data, line, trusted, folder / SIGNATURE)
     table = parse(data, path)
-    entries = listed(table, path)
-    known = {e.file for e in entries.values()}
-    for role, entry in entries.items():
+    listed = contents(table, path)
+    for entry in listed.files.values():
         if entry.file not in there:
-            raise ModelError(f"{path}: the {role} adapter {entry.file!r:.80} is not a file of this bundle")
+            raise ModelError(f"{path}: {entry.file!r:.80} is not a file of this bundle")
         if there[entry.file] != entry.size:
             raise ModelError(
                 f"{folder / entry.file}: {there[entry.file]:,} bytes where the manifest says {entry.size:,}; damaged"
             )
-    if extra := sorted(there.keys() - known - {MANIFEST, SIGNATURE}):
+    if extra := sorted(there.keys() - listed.files.keys() - {MANIFEST, SIGNATURE}):
         raise ModelError(f"{folder}: {extra[0]!r:.80} is not in the manifest; not used")
-    digests = {name: file_sha256(folder / name) for name in sorted(known)}
-    for entry in entries.values():
-        if digests[entry.file] != entry.sha256:
-            raise ModelError(f"{folder / entry.file}: its SHA-256 is not the manifest's; damaged")
-    for name in sorted(known):
+    for name, entry in sorted(listed.files.items()):
+        if file_sha256(folder / name) != entry.sha256:
+            raise ModelError(f"{folder / name}: its SHA-256 is not the manifest's; damaged")
+    for name in sorted({entry.file for entry in listed.adapters.values()}):
         precheck.adapter(folder / name)
-    return Verified(folder, table, {role: folder / e.file for role, e in entries.items()}, key)
+    for model in listed.models:
+        _whole(folder / model.entry.file, model)
+    for entry in listed.onnx_adapters:
+        onnx_adapter_check.check(folder / entry.file)
+    return Verified(folder, table, listed, key)
+
+
+def _whole(path: Path, model: Model) -> None:
+    """A whole model's header: a GGUF's tensor types and an ONNX model's weights are those that the manifest lists."""
+    from popi_edge.models import onnx_check, precheck
+
+    if model.format == "gguf":
+        types = Counter(tensor.type for tensor in precheck.model(path).tensors.values())
+        if types != model.tensor_types:
+            raise ModelError(f"{path}: its tensors are {dict(types)}, not {dict(model.tensor_types)!s:.80} as stated")
+        return
+    outside = {name for name, _, _ in onnx_check.check(path).external}
+    if outside != {entry.file for entry in model.beside}:
+        raise ModelError(f"{path}: its weights are in {sorted(outside)!s:.80}, which is not what the manifest says")
 
 
 def write_signature(found: Verified, private: Ed25519PrivateKey) -> None:
@@ -159,8 +185,14 @@ def write_signature(found: Verified, private: Ed25519PrivateKey) -> None:
 
 
 def with_base(found: Verified, settings: Settings) -> Bundle:
-    """The bundle on its base. Raises ModelError when the base is not on this device."""
-    model = locate(found.manifest["base"]["name"], settings.models)
+    """The bundle on its base, or on the whole model in it. Raises ModelError when the base is not on this device, or
+    where there is no model that popi runs."""
+    if found.manifest["format"] == FORMAT:
+        model = locate(found.manifest["base"]["name"], settings.models)
+    elif found.contents.default is not None:
+        model = found.folder / found.contents.default
+    else:
+        raise ModelError(f"{found.folder}: it holds ONNX models for other programs alone; popi runs GGUF models")
     return Bundle(found.manifest["name"], found.manifest["version"], model, found.adapters, found.manifest)
 
 

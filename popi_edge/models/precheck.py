@@ -1,4 +1,4 @@
-"""Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF models and adapters, ONNX.
+"""Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF or ONNX, model or adapter.
 
 Counts, lengths, types, offsets, nesting and names are checked in bounded memory and time; nothing of the weights is
 read. Not covered: what the weights compute, memory that a well-formed model needs while it runs, and whoever writes to
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
-from popi_edge.models import onnx_check
+from popi_edge.models import onnx_adapter_check, onnx_check
 from popi_edge.models.gguf import ARRAY, STRING, Gguf
 
 INTEGERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
@@ -124,13 +124,15 @@ def adapter(path: Path) -> Gguf:
 
 
 def any_file(path: Path) -> dict[str, object]:
-    """Check a model file of either kind by how it begins (a GGUF says so); returns what it is. Raises ModelError."""
+    """Check a file of any kind by how it begins (ONNX models do not say so); returns what it is. Raises ModelError."""
     try:
         with path.open("rb") as file:
-            gguf = file.read(4) == b"GGUF"
+            start = file.read(8)
     except OSError as e:
         raise ModelError(f"{path}: {e.strerror}") from None
-    if not gguf:
+    if start[4:] == onnx_adapter_check.IDENTIFIER:
+        return {"kind": "ONNX Runtime adapter", "parameters": len(onnx_adapter_check.check(path))}
+    if start[:4] != b"GGUF":
         found = onnx_check.check(path)
         beside = sorted({name for name, _, _ in found.external})
         return {"kind": "ONNX model", "tensors": found.tensors, "nodes": found.nodes, "files_beside": beside}

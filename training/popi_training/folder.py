@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import file_sha256
-from popi_edge.models.tokenizer import Tokenizer
+from popi_edge.models.tokenizer import CONTROL, Tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3_text")
 SPACE = "▁"
@@ -95,7 +95,10 @@ class FolderTokenizer(Tokenizer):
         self._control = {t["content"]: int(t["id"]) for t in table.get("added_tokens", ()) if t.get("special")}
         size = max([self._hf.get_vocab_size(with_added_tokens=True), *(i + 1 for i in self._control.values())])
         self.tokens = [self._hf.id_to_token(i) or "" for i in range(size)]
-        self._bytelevel = '"ByteLevel"' in json.dumps(table.get("decoder"))
+        self._types = [CONTROL if t in self._control else 1 for t in self.tokens]
+        self._pieces, self._normalizer = '"ByteLevel"' not in json.dumps(table.get("decoder")), ""
+        first = self._hf.encode("").ids
+        self.bos = self.tokens[first[0]] if first else ""
         template = folder / "chat_template.jinja"
         apart = template.read_text("utf-8") if template.exists() else ""
         self.chat_template = str(config.get("chat_template") or apart)
@@ -110,7 +113,7 @@ class FolderTokenizer(Tokenizer):
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
-        if self._bytelevel:
+        if not self._pieces:
             return super().token_bytes
         controls = set(self._control.values())
         return [None if i in controls else _spelt(token) for i, token in enumerate(self.tokens)]

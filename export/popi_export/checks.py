@@ -1,0 +1,154 @@
+"""The stage that compares everything an export wrote with its source, and what it leaves in the bundle.
+
+``full``: every string, task figures where the project's held-out corpus is here, speed and memory; ``quick``: fewer
+strings and texts, neither tasks nor speed. The reference is torch on the source's own weights in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from popi_edge.engines import onnx_blocks
+from popi_edge.errors import ConfigError, EngineError, ModelError
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.tokenizer import Tokenizer
+from popi_export import fuzz, reference, tasks, verify_report
+from popi_export.fuzz import Encode
+from popi_export.imatrix import calibration_text
+from popi_export.limits import Limits
+from popi_export.measure import Settings
+from popi_export.runners import LlamaRunner, Runner, TorchRunner
+from popi_export.source import Source
+from popi_export.tasks import Task
+from popi_export.verify import Candidate, Report, verify, windows
+
+TABLE, LINES, PLOT = "table.json", "table.md", "plot.png"
+MAX_TEXT = 100_000
+"""Characters of text that are looked at: far more than the windows take."""
+SEED = 1
+"""Another part of the project's text than an importance matrix is made from."""
+
+
+@dataclass(frozen=True)
+class Thorough:
+    """How much is compared: fuzzed strings, texts of ``window`` tokens, pairs of a task (0: none), speed or not."""
+
+    strings: int
+    windows: int
+    window: int
+    pairs: int
+    speed: bool
+
+
+HOW = {"full": Thorough(fuzz.STRINGS, 4, 128, 24, True), "quick": Thorough(600, 2, 64, 0, False)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What there is to compare: GGUF and ONNX models by quantization (an ONNX model with its weights), adapters by
+    role (GGUF, and by ONNX quantization), ``plain`` the float32 GGUF, the tokenizer.json beside ONNX models."""
+
+    plain: Path
+    gguf: Mapping[str, Path]
+    onnx: Mapping[str, tuple[Path, Path]]
+    adapters: Mapping[str, Path]
+    onnx_adapters: Mapping[tuple[str, str], Path]
+    tokenizer: Path | None
+
+
+def candidates(written: Written, runtime: bool) -> list[Candidate]:
+    """Every model on every engine that reads it, bare and with each adapter; ``runtime``: popi's tokenizer knows it."""
+    found = []
+    roles = ["", *written.adapters]
+    for kind, path in written.gguf.items():
+        types = {t.type for t in Gguf(path).tensors.values()}
+        engines = ["llama.cpp", *(["popi-onnx"] if runtime and types <= set(onnx_blocks.READ) else [])]
+        found += [Candidate(kind, e, path, role, written.adapters.get(role)) for e in engines for role in roles]
+    for kind, (path, data) in written.onnx.items():
+        found += [
+            Candidate(kind, "onnxruntime", path, role, written.onnx_adapters.get((role, kind)), (data,),
+                      written.tokenizer)
+            for role in roles
+        ]  # fmt: skip
+    return found
+
+
+def compare(
+    source: Source, written: Written, *, merge: str | None, roles: Mapping[str, str], how: Thorough, limits: Limits,
+    tell: Callable[[str], Any],
+) -> Report:  # fmt: skip
+    """The report. Raises EngineError where torch is not installed, ModelError, ConfigError."""
+    if importlib.util.find_spec("torch") is None:
+        raise EngineError("comparing needs torch: pip install 'popi-edge[training,export]' (or --verify off)")
+    plain = Gguf(written.plain)
+    try:
+        runtime: Tokenizer | None = Tokenizer(plain)
+    except ModelError:  # a kind of tokenizer that popi itself does not run
+        runtime = None
+
+    def torch(role: str) -> Runner:
+        return TorchRunner(reference.torch_model(source, roles[role] if role else merge))
+
+    longest = min(source.config.context, 512)
+    with closing(LlamaRunner(written.plain, context=max(512, how.window))) as native:
+        texts = windows(native.model.tokenize(text()), size=min(how.window, longest), count=how.windows)
+        own = _own(source, native)
+        return verify(
+            candidates(written, runtime is not None), torch, texts,
+            tokenizer=own, special=fuzz.controls(plain), strings=how.strings,
+            task=_task(runtime, how.pairs, longest), limits=limits, speed=Settings() if how.speed else None,
+            advance=lambda what: tell(f"comparing {what}"),
+        )  # fmt: skip
+
+
+def text() -> str:
+    """English text to compare on: of the project's corpus, else of the made-up people that ship with popi."""
+    try:
+        return calibration_text(SEED)[:MAX_TEXT]
+    except ConfigError:
+        from popi_edge.cli.demo import people
+
+        return "\n\n".join(str(v) for p in people().values() for s in p["signals"] for v in s.values())
+
+
+def _own(source: Source, native: LlamaRunner) -> Encode:
+    """How the source itself tokenizes: its folder's tokenizer.json, or llama.cpp on its file."""
+    if source.folder is None:
+        return lambda text, special: native.model.tokenize(text, special=special)
+    plain, heeding = (reference.tokenizer(source.folder, heed=heed) for heed in (False, True))
+    return lambda text, special: list((heeding if special else plain).encode(text, add_special_tokens=False).ids)
+
+
+def _task(tokenizer: Tokenizer | None, pairs: int, longest: int) -> Task | None:
+    """Pairs of the held-out corpus, where it is here, popi's tokenizer knows the model, and they fit its context."""
+    if tokenizer is None or not pairs:
+        return None
+    try:
+        chosen: Sequence[tasks.Item] = tasks.items(tokenizer, pairs, SEED, longest=longest)
+    except (ConfigError, ModelError):
+        return None
+    return lambda runner: tasks.figures(runner, chosen)
+
+
+def write(report: Report, folder: Path) -> None:
+    """The report as table.json, table.md and, where matplotlib is installed, plot.png. Raises OSError."""
+    table = json.dumps(_finite(report.json()), ensure_ascii=False, indent=1, allow_nan=False)
+    (folder / TABLE).write_text(table + "\n", "utf-8")
+    (folder / LINES).write_text(verify_report.markdown(report), "utf-8")
+    verify_report.plot(report, folder / PLOT)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that is none becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,320 @@
+"""``popi export`` of whole models: stages in a work folder, then the bundle's folder by one rename.
+
+    source → F32 GGUF → quantizations → adapters → ONNX → files beside → verify → texts, licences → manifest → OUT
+
+A run that was killed or refused goes on with the stages that are done. Not covered: several exports into one bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from popi_edge.errors import ConfigError, ModelError
+from popi_edge.models import bundle as bundles
+from popi_edge.models.gguf import Gguf
+from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, WHOLE
+from popi_edge.prompts import CONTRACT
+from popi_export import beside, card, genai, licences, plan, quantize, stages, to_onnx
+from popi_export.activations import collect
+from popi_export.bundle import drafted, entry, refuse_taken, training
+from popi_export.imatrix import ImportanceMatrix, calibration_text
+from popi_export.limits import Limits
+from popi_export.limits import read as read_limits
+from popi_export.plan import Plan
+from popi_export.source import Source
+from popi_export.stages import Stage, Work
+from popi_export.to_gguf import write_lora, write_model
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+Tell = Callable[[str], None]
+ROLE = "infer"
+"""The role of an adapter of which nobody says what it is for."""
+PROJECT = "corpus"
+"""As calibration text: the project's own."""
+
+
+class Export:
+    """One export: the source, what is wanted of it, and the stages that are done."""
+
+    def __init__(self, source: Source, wanted: Plan, work: Work) -> None:
+        self.source, self.plan, self.work = source, wanted, work
+        self.fingerprint = plan.fingerprint(source, wanted.base)
+        self.models: dict[str, Stage] = {}
+        self.graphs: dict[str, Stage] = {}
+
+    def inputs(self, *parents: Stage, **more: Any) -> dict[str, Any]:
+        """What a stage depends on: the source, other stages' files, and settings."""
+        return {"source": self.fingerprint, "from": [dict(p.files) for p in parents], **more}
+
+    def run(self) -> None:
+        """Every stage, in order."""
+        self.plain = self.work.stage("model-F32", self.inputs(merge=self.plan.merge), self._plain)
+        matrix = self._importance()
+        for kind in self.plan.made:
+            self.models[kind] = self._quantized(kind, matrix)
+        half = not {"F32", "fp32"} & {*self.plan.gguf, *self.plan.onnx}  # a float model would lose by rounding alone
+        self.adapters = self.work.stage(
+            "adapters", self.inputs(merge=self.plan.merge, half=half), lambda folder: self._adapters(folder, half)
+        )
+        for kind in self.plan.onnx:
+            self.graphs[kind] = self._graph(kind)
+        if self.plan.onnx:
+            self.beside = self.work.stage("beside", self.inputs(self.plain, onnx=self.plan.onnx), self._beside)
+
+        self.verified = self._verified() if self.plan.verify != "off" else None
+
+    @property
+    def plain_file(self) -> Path:
+        return self.plain["model-F32.gguf"]
+
+    def roles(self) -> dict[str, str]:
+        """Role → the source's adapter that is kept for it."""
+        if self.plan.merge is not None:
+            return {}
+        return {(name if name in ("infer", "generate") else ROLE): name for name in self.source.adapters}
+
+    def _plain(self, folder: Path) -> None:
+        self.work.tell(f"reading {self.source.path}")
+        write_model(folder / "model-F32.gguf", self.source, "F32", merge=self.plan.merge)
+
+    def _importance(self) -> Stage | None:
+        if self.plan.calibration is None:
+            return None
+        file = None if self.plan.calibration == PROJECT else Path(self.plan.calibration).expanduser()
+        text = calibration_text(0, file)
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.work.tell("running calibration text")
+            matrix = collect(self.plain_file, text)
+            matrix.save(folder / "imatrix.npz")
+            return {"tokens": matrix.tokens, "text": matrix.text}
+
+        return self.work.stage("imatrix", self.inputs(self.plain, text=text), make)
+
+    def _quantized(self, kind: str, matrix: Stage | None) -> Stage:
+        """A quantization; a GGUF that has it already is copied bit for bit."""
+        file, own = f"model-{kind}.gguf", self.source.file
+        kept = own is not None and self.plan.merge is None and plan.kind_of(own) == kind
+        weighed = matrix if matrix is not None and kind not in ("F32", "F16") and not kept else None
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.work.tell(f"making {kind}")
+            if kept and own is not None:
+                shutil.copyfile(own.path, folder / file)  # never a second name of the user's own file
+            if kind == "F32" and not kept:
+                copy(self.plain_file, folder / file)
+            if kept or kind == "F32":
+                types = quantize.types(Gguf(folder / file))
+            else:
+                importance = ImportanceMatrix.load(weighed["imatrix.npz"]) if weighed else None
+                types = quantize.quantize(self.plain_file, folder / file, kind, imatrix=importance)
+            note = "" if kept else quantize.explain(Gguf(folder / file), kind)
+            return {"types": dict(types), "note": note}
+
+        parents = [self.plain, *([weighed] if weighed else [])]
+        return self.work.stage(f"gguf-{kind}", self.inputs(*parents, kind=kind, kept=kept), make)
+
+    def _adapters(self, folder: Path, half: bool) -> None:
+        for role, name in self.roles().items():
+            write_lora(folder / f"{role}.gguf", self.source.adapters[name], self.source.config, half=half)
+
+
+    def _beside(self, folder: Path) -> None:
+        beside.write(self.source, self.plain_file, folder)
+        plain = Gguf(self.plain_file)
+        genai.write(folder, plain, f"model-{self.plan.onnx[-1]}.onnx", tuple(beside.end_ids(plain)))
+
+    def _graph(self, kind: str) -> Stage:
+        """An ONNX model from the GGUF that has its quantization, the kept adapters beside it."""
+        base = self.plan.onnx_from(kind)
+        parent = self.models[base]
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.work.tell(f"making {kind}")
+            kept = {role: self.adapters[f"{role}.gguf"] for role in self.roles()}
+            to_onnx.export(parent[f"model-{base}.gguf"], folder, cast(to_onnx.Kind, kind), adapters=kept)
+            return {"types": parent.facts["types"]}
+
+        return self.work.stage(f"onnx-{kind}", self.inputs(parent, self.adapters), make)
+
+    def _verified(self) -> Stage:
+        """Everything written compared with the source. Raises ModelError where a limit does not hold."""
+        from popi_export import checks
+
+        limits = read_limits(self.plan.limits) if self.plan.limits is not None else Limits()
+        written = checks.Written(
+            plain=self.plain_file,
+            gguf={kind: self.models[kind][f"model-{kind}.gguf"] for kind in self.plan.gguf},
+            onnx={k: (s[f"model-{k}.onnx"], s[f"model-{k}.onnx.data"]) for k, s in self.graphs.items()},
+            adapters={role: self.adapters[f"{role}.gguf"] for role in self.roles()},
+            onnx_adapters={(r, k): s[f"{r}-{k}.onnx_adapter"] for k, s in self.graphs.items() for r in self.roles()},
+            tokenizer=self.beside["tokenizer.json"] if self.graphs else None,
+        )
+
+        def make(folder: Path) -> dict[str, Any]:
+            report = checks.compare(
+                self.source, written, merge=self.plan.merge, roles=self.roles(), how=checks.HOW[self.plan.verify],
+                limits=limits, tell=self.work.tell,
+            )  # fmt: skip
+            checks.write(report, folder)
+            return {"failures": list(report.failures), "reference": report.reference, "how": self.plan.verify}
+
+        parents = [*self.models.values(), *self.graphs.values(), self.adapters]
+        settings = {"how": self.plan.verify, "limits": asdict(limits), "merge": self.plan.merge}
+        done = self.work.stage("verify", self.inputs(*parents, **settings), make)
+        if failures := done.facts["failures"]:
+            more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+            raise ModelError(
+                f"a limit does not hold, so there is no bundle: {failures[0]}{more}; the table is "
+                f"{done[checks.LINES]}, and what is done stays there to go on with"
+            )
+        return done
+
+
+def copy(origin: Path, target: Path) -> None:
+    """A file once more, as a second name of the same bytes where the disk can. Raises OSError."""
+    try:
+        os.link(origin, target)
+    except OSError:
+        shutil.copyfile(origin, target)
+
+
+def export(
+    source: Source, wanted: Plan, out: Path, *, private: Ed25519PrivateKey | None = None,
+    evaluation: Mapping[str, Any] | None = None, force: bool = False, tell: Tell = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the bundle's folder ``out`` and return its manifest.
+
+    Raises ConfigError, ModelError, StoreError, EngineError; ``out`` is as it was then, and what is done stays in the
+    work folder beside it, for the next call to go on with.
+    """
+    refuse_taken(out, force)
+    with stages.work(out, tell) as work:
+        done = Export(source, wanted, work)
+        done.run()
+        found = _licences(done)
+        with drafted(out) as draft:
+            manifest = _assemble(done, draft, found, evaluation)
+            _write_manifest(draft, manifest)
+            try:
+                verified = bundles.verified(draft)
+            except ModelError as e:
+                raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
+            if private is not None:
+                bundles.write_signature(verified, private)
+        work.drop()
+    return manifest
+
+
+def _licences(done: Export) -> licences.Licences:
+    return licences.find(done.source, done.plan.base, done.plan.licence)
+
+
+def _assemble(
+    done: Export, draft: Path, found: licences.Licences, evaluation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Put the stages' files and the texts into the draft; returns the manifest's table."""
+    models, roles = _model_entries(done, draft), _role_entries(done, draft)
+    ggufs = [m["file"] for m in models if m["format"] == "gguf"]
+    model = Gguf(done.plain_file)
+    made: dict[str, Any] = {
+        "source": plan.described(done.source, done.plan.base), "kind": done.source.kind, "sha256": done.fingerprint,
+        "architecture": done.source.config.architecture, "merged": done.plan.merge, "command": done.plan.command,
+        "exported_with": stages.versions(),
+    }  # fmt: skip
+    manifest: dict[str, Any] = {
+        "format": WHOLE, "name": done.plan.name, "version": done.plan.version, "prompt_contract": CONTRACT,
+        "models": models, "default": ggufs[0] if ggufs else None, "roles": roles, "files": [],
+        "context_length": done.source.config.context, "chat_template": model.fields["tokenizer.chat_template"],
+        "made_from": made, "licences": dict(found.names),
+    }  # fmt: skip
+    if done.source.kind == "run":
+        manifest["training"] = training(done.source.run)
+    elif not done.source.adapters:
+        manifest["decoding"] = bundles.ZERO_SHOT
+    if done.verified is not None:
+        manifest["verified"] = {k: done.verified.facts[k] for k in ("how", "reference")} | {"table": "table.json"}
+    if evaluation is not None:
+        manifest["evaluation"] = dict(evaluation)
+    texts = _texts(done, manifest, found, model)
+    for name, text in texts.items():
+        (draft / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    manifest["files"] = [entry(draft / name) for name in sorted(texts)]
+    return manifest
+
+
+def _model_entries(done: Export, draft: Path) -> list[dict[str, Any]]:
+    models = []
+    for kind in done.plan.gguf:
+        stage, name = done.models[kind], f"model-{kind}.gguf"
+        copy(stage[name], draft / name)
+        facts = {"format": "gguf", "quantization": kind, "tensor_types": stage.facts["types"]}
+        models.append(entry(draft / name) | facts)
+    for kind, stage in done.graphs.items():
+        names = f"model-{kind}.onnx", f"model-{kind}.onnx.data"
+        for name in names:
+            copy(stage[name], draft / name)
+        facts = {"format": "onnx", "quantization": kind, "tensor_types": stage.facts["types"]}
+        models.append(entry(draft / names[0]) | facts | {"beside": [entry(draft / names[1])]})
+    return models
+
+
+def _role_entries(done: Export, draft: Path) -> dict[str, Any]:
+    roles: dict[str, Any] = {"infer": None, "generate": None}
+    for role in done.roles():
+        copy(done.adapters[f"{role}.gguf"], draft / f"{role}.gguf")
+        roles[role], onnx = entry(draft / f"{role}.gguf"), []
+        for kind, stage in done.graphs.items():
+            name = f"{role}-{kind}.onnx_adapter"
+            copy(stage[name], draft / name)
+            onnx.append(entry(draft / name) | {"model": f"model-{kind}.onnx"})
+        roles[role] |= {"onnx": onnx} if onnx else {}
+    return roles
+
+
+def notes(done: Export) -> list[str]:
+    """What somebody who uses the bundle should know."""
+    found = [*done.source.notes, *(s.facts["note"] for s in done.models.values() if s.facts.get("note"))]
+    if done.source.kind == "peft":
+        found.append(f"The adapter is kept for the role {ROLE}, or merged: nothing in it says what it is for.")
+    if done.plan.calibration is not None:
+        found.append("Quantized with an importance matrix from calibration text.")
+    return found
+
+
+def _texts(
+    done: Export, manifest: Mapping[str, Any], found: licences.Licences, model: Gguf
+) -> dict[str, str | bytes]:
+    """The further files by name."""
+    texts: dict[str, str | bytes] = {}
+    if done.plan.onnx:
+        texts |= {name: done.beside[name].read_bytes() for name in done.beside.files}
+    tokens = model.fields["tokenizer.ggml.tokens"]
+    named = {k.removesuffix("_id"): str(tokens[i]) for k, i in beside.special(model).items()}
+    example = card.prompt(manifest["chat_template"], {"bos_token": "", "eos_token": "", **named})
+    table = "Not compared with its source (`--verify off`)."
+    if done.verified is not None:
+        texts |= {name: done.verified[name].read_bytes() for name in done.verified.files}
+        table = done.verified["table.md"].read_text("utf-8")
+    changes = ["the format and the quantization of the weights (MODEL_CARD.md)"]
+    changes += [f"the adapter {done.plan.merge} was merged into them"] if done.plan.merge else []
+    about = {**manifest, "source": manifest["made_from"]["source"], "changes": changes}
+    texts |= licences.files(found, about)
+    texts["README.md"] = card.readme(manifest, example)
+    texts["MODEL_CARD.md"] = card.model_card(manifest, table, notes(done))
+    return texts
+
+
+def _write_manifest(draft: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    if len(text.encode()) > MAX_MANIFEST:
+        raise ConfigError(f"the manifest would have {len(text.encode()):,} bytes; the evaluation is too large")
+    (draft / MANIFEST).write_text(text, "utf-8")

@@ -1,0 +1,82 @@
+"""What ``verify`` found, for people: a table in Markdown, and a plot of size against KL."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from popi_export.verify import Report, Row
+
+HEAD = ("file", "engine", "adapter", "MB", "mean KL", "greedy", "logits", "perplexity", "tokenizer")
+FLOOR = 1e-9
+"""KL is drawn on a logarithmic scale, and nothing lower than this."""
+
+
+def markdown(report: Report) -> str:
+    """One line a candidate, what fell back, and the verdict."""
+    timed = any(r.speed for r in report.rows)
+    tasks = list(dict.fromkeys(name for r in report.rows for name in r.before))
+    head = [*HEAD, *tasks, *(("load s", "prefill", "decode", "RSS MB") if timed else ()), "within limits"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    lines += [_line([*_figures(r), *_tasks(r, tasks), *(_speed(r) if timed else ()), "no" if r.failures else "yes"])
+              for r in report.rows]  # fmt: skip
+    first = report.rows[0]
+    notes = [
+        f"Against {report.reference} on {first.parity.positions:,} positions, perplexity there "
+        f"{first.parity.reference_perplexity:.4f}. KL in nats a position; greedy: share of positions with the same "
+        "likeliest token; logits: largest difference.",
+        *(["Tasks are the figure before → after."] if tasks else []),
+        *(["Prefill and decode in tokens a second; memory of the whole process."] if timed else []),
+        *dict.fromkeys(f"{r.candidate.model.name}: {r.fallback}." for r in report.rows if r.fallback),
+    ]
+    verdict = "Every limit holds." if report.ok else "Broken limits:"
+    return "\n".join([*lines, "", *(n + "\n" for n in notes), verdict, *(f"- {f}" for f in report.failures), ""])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _figures(r: Row) -> list[str]:
+    p, split = r.parity, r.tokenizer
+    return [
+        r.candidate.model.name, r.candidate.engine, r.candidate.role or "–", f"{r.size / 1e6:.1f}", f"{p.kl:.2g}",
+        f"{p.agreement:.3f}", f"{p.logits:.2g}", f"{p.perplexity:.4g}",
+        f"{split.differing} of {split.strings:,}" if split else "–",
+    ]  # fmt: skip
+
+
+def _tasks(r: Row, names: list[str]) -> list[str]:
+    return [f"{r.before[n]:.2f} → {r.task[n]:.2f}" if n in r.before and n in r.task else "–" for n in names]
+
+
+def _speed(r: Row) -> list[str]:
+    s = r.speed
+    return [f"{s.load_s:.2f}", f"{s.prefill:.0f}", f"{s.decode:.1f}", f"{s.rss_mb:.0f}"] if s else ["–"] * 4
+
+
+def plot(report: Report, path: Path) -> bool:
+    """Write a picture (by the ending of ``path``) of size against mean KL; False where matplotlib is not installed.
+
+    Raises OSError where it cannot be written.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for engine in dict.fromkeys(r.candidate.engine for r in report.rows):
+        rows = [r for r in report.rows if r.candidate.engine == engine]
+        axes.scatter([r.size / 1e6 for r in rows], [max(r.parity.kl, FLOOR) for r in rows], label=engine)
+        for r in rows:
+            text = r.candidate.kind + (f" + {r.candidate.role}" if r.candidate.role else "")
+            at = r.size / 1e6, max(r.parity.kl, FLOOR)
+            axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="size (MB)", ylabel="mean KL to the source (nats)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None} if path.suffix == ".png" else None)
+    return True
