@@ -32,7 +32,7 @@ def readme(manifest: Mapping[str, Any], text: str) -> str:
     if gguf:
         parts += _llama_cpp(manifest["default"], roles)
     if onnx:
-        parts += _onnx(onnx, roles, text)
+        parts += _onnx(onnx, roles, text, manifest["made_from"]["onnx"])
     parts += ["## With popi-edge", _popi(bool(gguf))]
     return "\n\n".join(parts) + "\n"
 
@@ -65,13 +65,15 @@ def _llama_cpp(model: str, roles: Mapping[str, Any]) -> list[str]:
     return ["## With llama.cpp", what, block(lines, "llama.cpp")]
 
 
-def _onnx(models: Sequence[Mapping[str, Any]], roles: Mapping[str, Any], text: str) -> list[str]:
+def _onnx(models: Sequence[Mapping[str, Any]], roles: Mapping[str, Any], text: str, way: str) -> list[str]:
+    operators = "ONNX's own" if way == "optimum" else "ONNX Runtime's (com.microsoft)"
     names = " or ".join(f"`{m['file']}`" for m in models)
     first = models[-1]["file"]
     kept = [a["file"] for entry in roles.values() for a in entry.get("onnx", ()) if a.get("model") == first]
     what = (
         f"`pip install onnxruntime tokenizers`. {names}, with what lies beside it under the same name. Inputs and "
-        "outputs are named as optimum names them (text generation with past), the operators are ONNX Runtime's own."
+        "outputs are named as optimum names them (text generation with past), "
+        f"the operators are {operators}."
     )
     code = files("popi_export.snippets").joinpath(SNIPPET).read_text("utf-8").strip().splitlines()
     adapter = f', Path("{kept[0]}")' if kept else ""

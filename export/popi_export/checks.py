@@ -57,7 +57,7 @@ class Written:
 
     plain: Path
     gguf: Mapping[str, Path]
-    onnx: Mapping[str, tuple[Path, Path]]
+    onnx: Mapping[str, tuple[Path, ...]]
     adapters: Mapping[str, Path]
     onnx_adapters: Mapping[tuple[str, str], Path]
     tokenizer: Path | None
@@ -71,9 +71,9 @@ def candidates(written: Written, runtime: bool) -> list[Candidate]:
         types = {t.type for t in Gguf(path).tensors.values()}
         engines = ["llama.cpp", *(["popi-onnx"] if runtime and types <= set(onnx_blocks.READ) else [])]
         found += [Candidate(kind, e, path, role, written.adapters.get(role)) for e in engines for role in roles]
-    for kind, (path, data) in written.onnx.items():
+    for kind, (path, *data) in written.onnx.items():
         found += [
-            Candidate(kind, "onnxruntime", path, role, written.onnx_adapters.get((role, kind)), (data,),
+            Candidate(kind, "onnxruntime", path, role, written.onnx_adapters.get((role, kind)), tuple(data),
                       written.tokenizer)
             for role in roles
         ]  # fmt: skip

@@ -17,7 +17,8 @@ KINDS = (
     "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, or as "
     "a GGUF file is; int4)."
 )
-WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibration", "licence")
+WAYS = "ONNX from the GGUF, nothing requantized (direct, the default), or by optimum from the folder, standard operators."
+WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibration", "licence", "way")
 """Options that only an export of whole models has."""
 
 
@@ -31,6 +32,7 @@ WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibratio
 @click.option("--verify", type=click.Choice(["full", "quick", "off"]), help="Compare with the source (default: full).")
 @click.option("--limits", metavar="FILE", type=PATH, help="Limits of the comparison (TOML).")
 @click.option("--calibration", metavar="FILE", help="Text for an importance matrix; 'corpus': the project's own.")
+@click.option("--onnx", "way", type=click.Choice(["direct", "optimum"]), help=WAYS)
 @click.option("--licence", metavar="NAME", help="The licence of what is exported (Apache-2.0, …), or a file with it.")
 @click.option("--sign", metavar="KEY", type=PATH, help="Sign the bundle by this private key.")
 @click.option("--name", help="The bundle's name (default: the recipe's or the folder's).")
@@ -107,7 +109,8 @@ def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table
         found, formats=words(options["formats"]), kinds=words(options["quant"]), adapters=options["adapters"],
         name=options["name"] or (found.run.recipe.name if found.run is not None else None), version=options["version"],
         verify=options["verify"] or "full", limits=options["limits"], calibration=options["calibration"],
-        licence=options["licence"], base=options["base"], command=command(checkpoint, options),
+        licence=options["licence"], base=options["base"], way=options["way"] or "direct",
+        command=command(checkpoint, options),
     )  # fmt: skip
     manifest = pipeline.export(
         found, wanted, out, private=private, evaluation=table, force=options["force"], tell=app.note
@@ -130,6 +133,6 @@ def command(checkpoint: Path, options: dict[str, Any]) -> str:
     for name, value in options.items():
         if value is None or value is False or name in ("force", "sign", "evaluation"):
             continue
-        word = "--to" if name == "formats" else f"--{name}"
+        word = {"formats": "--to", "way": "--onnx"}.get(name, f"--{name}")
         said += [word, value.resolve().name if isinstance(value, Path) else Path(str(value)).name]
     return shlex.join(said)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models import bundle as bundles
+from popi_edge.models import onnx_check
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, WHOLE
 from popi_edge.prompts import CONTRACT
@@ -67,8 +68,8 @@ class Export:
         for kind in self.plan.onnx:
             self.graphs[kind] = self._graph(kind)
         if self.plan.onnx:
-            self.beside = self.work.stage("beside", self.inputs(self.plain, onnx=self.plan.onnx), self._beside)
-
+            settings = {"onnx": self.plan.onnx, "way": self.plan.way}
+            self.beside = self.work.stage("beside", self.inputs(self.plain, **settings), self._beside)
         self.verified = self._verified() if self.plan.verify != "off" else None
 
     @property
@@ -129,21 +130,28 @@ class Export:
 
     def _beside(self, folder: Path) -> None:
         beside.write(self.source, self.plain_file, folder)
-        plain = Gguf(self.plain_file)
-        genai.write(folder, plain, f"model-{self.plan.onnx[-1]}.onnx", tuple(beside.end_ids(plain)))
+        if self.plan.way == "direct":
+            plain = Gguf(self.plain_file)
+            genai.write(folder, plain, f"model-{self.plan.onnx[-1]}.onnx", tuple(beside.end_ids(plain)))
 
     def _graph(self, kind: str) -> Stage:
         """An ONNX model from the GGUF that has its quantization, the kept adapters beside it."""
-        base = self.plan.onnx_from(kind)
-        parent = self.models[base]
+        base = self.plan.onnx_from(kind) if self.plan.way == "direct" else "F32"
+        parent = self.models[base] if self.plan.way == "direct" else self.plain
 
         def make(folder: Path) -> dict[str, Any]:
             self.work.tell(f"making {kind}")
-            kept = {role: self.adapters[f"{role}.gguf"] for role in self.roles()}
-            to_onnx.export(parent[f"model-{base}.gguf"], folder, cast(to_onnx.Kind, kind), adapters=kept)
-            return {"types": parent.facts["types"]}
+            if self.plan.way == "optimum":
+                from popi_export import optimum_way
 
-        return self.work.stage(f"onnx-{kind}", self.inputs(parent, self.adapters), make)
+                assert self.source.folder is not None
+                optimum_way.export(self.source.folder, folder, cast(to_onnx.Kind, kind))
+            else:
+                kept = {role: self.adapters[f"{role}.gguf"] for role in self.roles()}
+                to_onnx.export(parent[f"model-{base}.gguf"], folder, cast(to_onnx.Kind, kind), adapters=kept)
+            return {"types": onnx_check.check(folder / f"model-{kind}.onnx").types}
+
+        return self.work.stage(f"onnx-{kind}", self.inputs(parent, self.adapters, way=self.plan.way), make)
 
     def _verified(self) -> Stage:
         """Everything written compared with the source. Raises ModelError where a limit does not hold."""
@@ -153,7 +161,7 @@ class Export:
         written = checks.Written(
             plain=self.plain_file,
             gguf={kind: self.models[kind][f"model-{kind}.gguf"] for kind in self.plan.gguf},
-            onnx={k: (s[f"model-{k}.onnx"], s[f"model-{k}.onnx.data"]) for k, s in self.graphs.items()},
+            onnx={k: tuple(s[name] for name in graph_files(k, s)) for k, s in self.graphs.items()},
             adapters={role: self.adapters[f"{role}.gguf"] for role in self.roles()},
             onnx_adapters={(r, k): s[f"{r}-{k}.onnx_adapter"] for k, s in self.graphs.items() for r in self.roles()},
             tokenizer=self.beside["tokenizer.json"] if self.graphs else None,
@@ -177,6 +185,12 @@ class Export:
                 f"{done[checks.LINES]}, and what is done stays there to go on with"
             )
         return done
+
+
+def graph_files(kind: str, stage: Stage) -> list[str]:
+    """An ONNX model's file, and the one that holds its weights where there is one."""
+    name = f"model-{kind}.onnx"
+    return [name, *([f"{name}.data"] if f"{name}.data" in stage.files else [])]
 
 
 def copy(origin: Path, target: Path) -> None:
@@ -227,7 +241,7 @@ def _assemble(
     model = Gguf(done.plain_file)
     made: dict[str, Any] = {
         "source": plan.described(done.source, done.plan.base), "kind": done.source.kind, "sha256": done.fingerprint,
-        "architecture": done.source.config.architecture, "merged": done.plan.merge, "command": done.plan.command,
+        "architecture": done.source.config.architecture, "merged": done.plan.merge, "onnx": done.plan.way, "command": done.plan.command,
         "exported_with": stages.versions(),
     }  # fmt: skip
     manifest: dict[str, Any] = {
@@ -259,11 +273,11 @@ def _model_entries(done: Export, draft: Path) -> list[dict[str, Any]]:
         facts = {"format": "gguf", "quantization": kind, "tensor_types": stage.facts["types"]}
         models.append(entry(draft / name) | facts)
     for kind, stage in done.graphs.items():
-        names = f"model-{kind}.onnx", f"model-{kind}.onnx.data"
+        names = graph_files(kind, stage)
         for name in names:
             copy(stage[name], draft / name)
         facts = {"format": "onnx", "quantization": kind, "tensor_types": stage.facts["types"]}
-        models.append(entry(draft / names[0]) | facts | {"beside": [entry(draft / names[1])]})
+        models.append(entry(draft / names[0]) | facts | {"beside": [entry(draft / name) for name in names[1:]]})
     return models
 
 

@@ -32,7 +32,7 @@ COUNTED = re.compile(
 @dataclass(frozen=True)
 class Plan:
     """An export: ``gguf`` and ``onnx`` are the quantizations wanted, ``merge`` the adapter that goes into the weights,
-    ``verify`` full, quick or off."""
+    ``verify`` full, quick or off, ``way`` how ONNX is made: direct (from the GGUF) or optimum (from the folder)."""
 
     name: str
     version: str
@@ -44,11 +44,14 @@ class Plan:
     calibration: str | None = None
     licence: str | None = None
     base: Path | None = None
+    way: str = "direct"
     command: str = ""
 
     @property
     def made(self) -> tuple[str, ...]:
         """Every GGUF quantization that must be made, those for ONNX alone too."""
+        if self.way == "optimum":
+            return self.gguf
         extra = [next((k for k in NEEDS[kind] if k in self.gguf), NEEDS[kind][0]) for kind in self.onnx]
         return tuple(dict.fromkeys([*self.gguf, *extra]))
 
@@ -79,6 +82,8 @@ def make(
         if not NAME.fullmatch(text):
             raise ConfigError(f"the {what} must be letters, digits and . _ + -, not {text!r:.80}")
     merge = _merge(source, adapters)
+    if rest.get("way") == "optimum" and (source.kind != "hf" or "onnx" not in formats):
+        raise ConfigError("optimum makes ONNX from a Hugging Face folder without adapters; leave out --onnx optimum")
     return Plan(name=name, version=version, gguf=chosen["gguf"], onnx=chosen["onnx"], merge=merge, **rest)
 
 

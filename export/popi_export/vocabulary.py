@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from popi_edge import prompts
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import STRING, UINT32
+from popi_edge.models.template import MAX_LENGTH
 from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, SPLITS, byte_alphabet
 from popi_export import spm
 from popi_export.architectures import ARRAY, BOOL, Field
 from popi_export.bounded import read_bytes, read_json
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 1 << 26, 1 << 23, prompts.MAX_TEMPLATE
+MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 1 << 26, 1 << 23, MAX_LENGTH
 MAX_TOKENS = 1 << 20
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 NEWER = (

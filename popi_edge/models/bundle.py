@@ -156,17 +156,19 @@ def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) 
 
 
 def _whole(path: Path, model: Model) -> None:
-    """A whole model's header: a GGUF's tensor types and an ONNX model's weights are those that the manifest lists."""
+    """A whole model's header: its tensors' types, and where an ONNX model's weights are, as the manifest says."""
     from popi_edge.models import onnx_check, precheck
 
+    types: Mapping[str, int]
     if model.format == "gguf":
         types = Counter(tensor.type for tensor in precheck.model(path).tensors.values())
-        if types != model.tensor_types:
-            raise ModelError(f"{path}: its tensors are {dict(types)}, not {dict(model.tensor_types)!s:.80} as stated")
-        return
-    outside = {name for name, _, _ in onnx_check.check(path).external}
-    if outside != {entry.file for entry in model.beside}:
-        raise ModelError(f"{path}: its weights are in {sorted(outside)!s:.80}, which is not what the manifest says")
+    else:
+        found = onnx_check.check(path)
+        types, outside = found.types, {name for name, _, _ in found.external}
+        if outside != {entry.file for entry in model.beside}:
+            raise ModelError(f"{path}: its weights are in {sorted(outside)!s:.80}, which is not what the manifest says")
+    if types != model.tensor_types:
+        raise ModelError(f"{path}: its tensors are {dict(types)}, not {dict(model.tensor_types)!s:.80} as stated")
 
 
 def write_signature(found: Verified, private: Ed25519PrivateKey) -> None:

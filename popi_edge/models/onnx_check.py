@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
-from popi_edge.models.onnx_schema import BITS, REFUSED, SCHEMA, STRING
+from popi_edge.models.onnx_schema import BITS, NAMES, REFUSED, SCHEMA, STRING
 
 MAX_FILE = (1 << 31) - 1
 """Protobuf's own limit."""
@@ -48,10 +48,12 @@ Span = tuple[int, int]
 
 @dataclass
 class Found:
-    """What a walk counted. ``external`` lists (file, offset, length) of the tensors whose data is beside the model."""
+    """What a walk counted: ``types`` are the tensors by data type, constants inside nodes too. ``external`` lists
+    (file, offset, length) of the tensors whose data is beside the model."""
 
     nodes: int = 0
     tensors: int = 0
+    types: dict[str, int] = field(default_factory=dict)
     external: list[tuple[str, int, int]] = field(default_factory=list)
     calls: dict[tuple[str, str], set[tuple[str, str]]] = field(default_factory=dict)
 
@@ -217,6 +219,7 @@ class _Walk:
                 self.walk(form, *value, MAX_DEPTH)
         if kind not in BITS and kind != STRING:
             raise self.fail(f"a tensor of the unknown type {kind}")
+        self.found.types[NAMES[kind]] = self.found.types.get(NAMES[kind], 0) + 1
         values = prod(dims)
         if values > MAX_VALUES or any(d > MAX_VALUES for d in dims):
             raise self.fail(f"a tensor of the absurd shape {str(dims)[:60]}")
