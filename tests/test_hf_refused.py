@@ -16,7 +16,7 @@ from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_export import source
 from popi_export.to_gguf import write_model
-from tests import tiny_hf
+from tests import raw_gguf, tiny_hf
 
 Change = Callable[[Path], None]
 
@@ -104,6 +104,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gemma3", config(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
     ("gemma3", config(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
     ("gemma3", config(query_pre_attn_scalar=64), "query_pre_attn_scalar is 64"),
+    ("gemma3", config(num_hidden_layers=62, layer_types=None), "every gemma3 of 62 layers for the one of 27B"),
     ("gemma3", config(layer_types=["chunked_attention"] * 7), "a kind that is not known"),
     ("gemma3", config(layer_types=["full_attention"] * 6), "the kind of each of the 7 layers"),
     ("qwen2", config(use_sliding_window=True), "sliding-window attention is not supported for qwen2"),
@@ -309,3 +310,25 @@ def test_nothing_there(tmp_path: Path) -> None:
         source.read(tmp_path / "x")
     with pytest.raises(ConfigError, match="neither a model's folder nor a GGUF file"):
         source.read(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "code", "value", "words"), [
+    ("llama.rope.dimension_count", 4, 8, "heads whose values or rotary part"),
+    ("llama.attention.value_length", 4, 8, "heads whose values or rotary part"),
+    ("llama.rope.scaling.type", 8, "yarn", r"rope scaling \('yarn'\)"),
+    ("llama.block_count", 4, 4, "it has no blk.3.attn_q.weight"),
+    ("llama.block_count", 4, 2, "the tensor 'blk.2.attn_k.weight' is not one of a llama model"),
+    ("llama.feed_forward_length", 4, 64, "it has no blk.0.ffn_gate.weight of the shape"),
+    ("general.architecture", 8, "mamba", "'mamba' is not one of llama, qwen2, qwen3, gemma3"),
+])  # fmt: skip
+def test_a_gguf_is_refused_in_one_line(
+    key: str, code: int, value: Any, words: str, made: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "m.gguf", source.read(made / "llama"), "F16")
+    fields, heads, data = raw_gguf.parts(tmp_path / "m.gguf")
+    fields[key] = (code, value)
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(raw_gguf.build(fields, [raw_gguf.tensor(*head) for head in heads], data))
+    with pytest.raises(ModelError, match=words) as refused:
+        source.read(path)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)

@@ -20,7 +20,7 @@ from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.names import LAYERS, gguf_name, hf_name
-from popi_export import architectures, reference, source
+from popi_export import architectures, source
 from popi_export.to_gguf import write_lora, write_model
 from tests import tiny_hf
 
@@ -79,18 +79,6 @@ def test_an_adapter_kept_and_merged(folder: Path, tmp_path: Path) -> None:
     assert apart(native_logits(tmp_path / "base.gguf", tmp_path / "a.gguf"), want) < tolerance(folder)
     assert apart(native_logits(tmp_path / "merged.gguf"), want) < tolerance(folder)
     assert apart(native_logits(tmp_path / "base.gguf"), want) > 0.3  # the adapter matters
-
-
-def test_the_reference_in_torch_is_transformers_own(folder: Path, tmp_path: Path) -> None:
-    """From the folder, and from its GGUF in float32."""
-    from peft import PeftModel
-
-    adapter = folder.with_name("adapter")
-    want = torch_logits(PeftModel.from_pretrained(tiny_hf.load(folder), str(adapter)).eval())
-    write_model(tmp_path / "m.gguf", source.read(folder), "F32")
-    for base in (folder, tmp_path / "m.gguf"):
-        got = torch_logits(reference.torch_model(source.read(adapter, base=base), "adapter"))
-        assert apart(got, want) < 2e-5
 
 
 def test_float16_halves_the_matrices_and_nothing_else(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from popi_edge import prompts
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import source
+from popi_export import fuzz, source
 from popi_export.fuzz import PIECES
 from popi_export.fuzz import strings as fuzzed
 from popi_export.to_gguf import write_model
@@ -162,6 +162,27 @@ def test_text_is_normalized_where_the_model_was_trained_so(tmp_path: Path) -> No
     write_model(path / "m.gguf", found, "F16")
     ours, hf = Tokenizer(Gguf(path / "m.gguf")), HfTokenizer.from_file(str(path / "tokenizer.json"))
     assert ours.encode("e\u0301") == hf.encode("e\u0301").ids == ours.encode("\u00e9")
+    native, clean = Native(path / "m.gguf"), fuzz.cleaner(Gguf(path / "m.gguf"))
+    texts, own = fuzz.strings(400, 5), fuzz.of_json(path / "tokenizer.json")
+    assert fuzz.differences(texts, own, lambda t, names: native.encode(t, special=names), clean).differing == 0
+    native.close()
+
+
+def test_added_tokens_that_llama_cpp_makes_control_tokens(tmp_path: Path) -> None:
+    """``<|fim_prefix|>`` is no special token in the folder; in the GGUF it is one for llama.cpp and for the runtime."""
+    words = tiny_hf.tokenizer("qwen2")
+    words.add_tokens([AddedToken("<|fim_prefix|>", normalized=False, special=False)])
+    path = tiny_hf.folder(tmp_path / "m", "qwen2", words=words)
+    write_model(path / "m.gguf", source.read(path), "F16")
+    gguf, native = Gguf(path / "m.gguf"), Native(path / "m.gguf")
+    texts = fuzz.strings(400, 5, ["<|fim_prefix|>"])
+    own = fuzz.of_json(path / "tokenizer.json")
+    for other in (fuzz.of_runtime(gguf), lambda text, names: native.encode(text, special=names)):
+        assert fuzz.differences(texts, own, other, fuzz.cleaner(gguf)).differing == 0
+    naive = HfTokenizer.from_file(str(path / "tokenizer.json"))
+    naive.encode_special_tokens = True
+    assert any(naive.encode(t).ids != own(t, False) for t in texts)
+    native.close()
 
 
 def test_a_normalizer_that_nobody_knows_is_refused(tmp_path: Path) -> None:

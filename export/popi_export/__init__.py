@@ -1,6 +1,8 @@
 """From trained checkpoints to what a device loads.
 
-to_gguf.py    llama checkpoints and LoRA adapters → GGUF (extra ``export``)
+source.py     what a checkpoint is: a Hugging Face folder (hf.py, bounded.py, safetensors_header.py, vocabulary.py,
+              spm.py), a PEFT adapter on one (peft_adapter.py), a run of ours, a GGUF
+to_gguf.py    any of them → GGUF (extra ``export``); architectures.py says how llama, qwen2, qwen3, gemma3 look there
 quantize.py   GGUF → GGUF by llama.cpp's quantizer, in a process of its own (quantize_child.py); what fell back
 imatrix.py    the importance matrix, collected through llama.cpp's callback (activations.py, native.py), no torch
 runners.py    one model on torch, llama.cpp, ONNX Runtime or popi's engines, from outside

@@ -168,6 +168,9 @@ def config_of(file: Gguf) -> Config:
     layers, kind = get("block_count", int), get("rope.scaling.type", str, "none")
     if kind not in ("none", "linear") or not 1 <= layers <= LAYERS_MOST or not 1 <= heads <= hidden:
         raise ModelError(f"{file.path}: its sizes or its rope scaling ({kind!r:.40}) are not supported")
+    head_dim = get("attention.key_length", int, hidden // heads)
+    if {get("attention.value_length", int, head_dim), get("rope.dimension_count", int, head_dim)} != {head_dim}:
+        raise ModelError(f"{file.path}: heads whose values or rotary part have another size are not supported")
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{file.path}: it has no embedding")
     local: tuple[bool, ...] = ()
@@ -178,7 +181,7 @@ def config_of(file: Gguf) -> Config:
     return Config(
         architecture=arch, layers=layers, hidden=hidden, heads=heads,
         kv_heads=get("attention.head_count_kv", int, heads),
-        head_dim=get("attention.key_length", int, hidden // heads), ffn=get("feed_forward_length", int),
+        head_dim=head_dim, ffn=get("feed_forward_length", int),
         context=get("context_length", int), vocabulary=file.tensors["token_embd.weight"].shape[0],
         epsilon=get("attention.layer_norm_rms_epsilon", float), rope_base=get("rope.freq_base", float, 10_000.0),
         tied="output.weight" not in file.tensors,

@@ -7,13 +7,14 @@ every special token inside text, alone, doubled and cut. Not covered: proof that
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
-from popi_edge.models.tokenizer import byte_alphabet
+from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, byte_alphabet
 
 STRINGS = 3_300
 PIECES = (
@@ -73,9 +74,11 @@ def differences(texts: Sequence[str], one: Encode, other: Encode, clean: Callabl
 def cleaner(gguf: Gguf) -> Callable[[str], str]:
     """Takes out what cannot be compared: characters that only the newer of two Unicode tables knows to be letters
     (``vocabulary.comparable``), and those whose bytes a byte-level vocabulary lacks (tokenizers drop them, each in its
-    own way; the runtime takes them out itself)."""
+    own way; the runtime takes them out itself). Normalizes as the model's own tokenizer does, which llama.cpp does
+    not and the runtime does."""
     from popi_export.vocabulary import comparable
 
+    form = gguf.fields.get(NORMALIZER) or ""
     missing = frozenset[int]()
     if gguf.fields.get("tokenizer.ggml.model") == "gpt2":
         alphabet = byte_alphabet()
@@ -83,7 +86,8 @@ def cleaner(gguf: Gguf) -> Callable[[str], str]:
         missing = frozenset(range(256)) - present
 
     def clean(text: str) -> str:
-        return "".join(c for c in comparable(text) if not missing.intersection(c.encode("utf-8", "ignore")))
+        text = unicodedata.normalize(form, comparable(text)) if form else comparable(text)
+        return "".join(c for c in text if not missing.intersection(c.encode("utf-8", "ignore")))
 
     return clean
 
@@ -95,13 +99,16 @@ def controls(gguf: Gguf) -> list[str]:
 
 
 def of_json(path: Path) -> Encode:
-    """The tokenizer of a ``tokenizer.json`` by the ``tokenizers`` library. Raises ModelError."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a ``tokenizer.json`` by the ``tokenizers`` library; added tokens that llama.cpp makes control
+    tokens by their names are control tokens here too. Raises ModelError."""
+    from tokenizers import AddedToken, Tokenizer
 
     try:
         plain, special = (Tokenizer.from_file(str(path)) for _ in range(2))
     except Exception as e:  # tokenizers raises bare Exception
         raise ModelError(f"{path}: not a tokenizer: {' '.join(str(e).split())[:120]}") from None
+    own = {t.content for t in plain.get_added_tokens_decoder().values()} & (ENDS | OTHERS)
+    plain.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in sorted(own)])
     plain.encode_special_tokens = True
     return lambda text, names: list((special if names else plain).encode(text, add_special_tokens=False).ids)
 

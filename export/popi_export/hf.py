@@ -48,6 +48,7 @@ HARMLESS = frozenset({
     "begin_suppress_tokens", "suppress_tokens", "hidden_act", "hidden_activation", "use_mrope",
 })  # fmt: skip
 """Keys that change nothing about the logits of a text model in inference."""
+ODD_LAYERS = 62
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -139,6 +140,8 @@ def _windows(value: Mapping[str, Any], path: Path, arch: str, layers: int, head_
         if value.get("sliding_window") is not None and "use_sliding_window" not in value:
             raise ModelError(f"{path}: sliding-window attention is not supported for {arch}")
         return {}
+    if layers == ODD_LAYERS:
+        raise ModelError(f"{path}: llama.cpp takes every gemma3 of {layers} layers for the one of 27B; not supported")
     if (scale := _number(value, "query_pre_attn_scalar", path)) != head_dim:
         raise ModelError(f"{path}: query_pre_attn_scalar is {scale:g}, which llama.cpp takes to be head_dim {head_dim}")
     if kinds is None:

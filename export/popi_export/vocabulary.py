@@ -295,7 +295,7 @@ def _special(value: Any, tokens: Sequence[str]) -> int | None:
 def _template(folder: Path, settings: Mapping[str, Any]) -> str:
     """The chat template, from its own file or from tokenizer_config.json; of several the one called default."""
     if (folder / TEMPLATE).exists():
-        data = read_bytes(folder / TEMPLATE, MAX_TEMPLATE)
+        data = read_bytes(folder / TEMPLATE, 4 * MAX_TEMPLATE)
         try:
             text: Any = data.decode("utf-8")
         except UnicodeDecodeError:
