@@ -23,11 +23,14 @@ from popi_training.base import dequantized
 from tests import onnx_models as make
 from tests import tiny_hf
 from tests.onnx_models import IDS, Plain, far, torch_logits
-from tests.test_parity import PROSE
 
 GROWING = (30, 1, 13, *[1] * 8)
 EXACT = 2e-4
-ROOT = Path(__file__).parents[1]
+PROSE = (
+    "The ferry left at noon with two bicycles, a crate of pears and nobody at the rail. By the time it had passed the "
+    "light the wind had turned, and the captain, who had seen worse, put the kettle on and told the boy to count the "
+    "pears again. There were fewer of them than there had been in the harbour."
+)
 
 
 @pytest.fixture(scope="module")
