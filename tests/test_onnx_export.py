@@ -19,13 +19,18 @@ from popi_edge.models import onnx_check
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_export import snippets, to_onnx
+from popi_training.base import dequantized
 from tests import onnx_models as make
 from tests import tiny_hf
 from tests.onnx_models import IDS, Plain, far, torch_logits
 
 GROWING = (30, 1, 13, *[1] * 8)
 EXACT = 2e-4
-ROOT = Path(__file__).parents[1]
+PROSE = (
+    "The ferry left at noon with two bicycles, a crate of pears and nobody at the rail. By the time it had passed the "
+    "light the wind had turned, and the captain, who had seen worse, put the kettle on and told the boy to count the "
+    "pears again. There were fewer of them than there had been in the harbour."
+)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +262,8 @@ def test_a_tensor_or_a_setting_that_the_graph_does_not_have_is_refused(made: Pat
     source = make.source.read(hf)
     for key, code, value, why in (
         ("qwen2.attention.scale", 6, 0.5, "is not supported"), ("qwen2.rope.scaling.type", 8, "yarn", "yarn"),
-        ("qwen2.attention.value_length", 4, 8, "different sizes"),
+        ("qwen2.attention.value_length", 4, 8, "different sizes"), ("qwen2.rope.freq_base_swa", 8, "x", "absurd"),
+        ("qwen2.rope.scaling.type", 4, 7, "not supported"),
     ):  # fmt: skip
         fields = [f for f in source.fields if f[0] != key] + [(key, code, value)]
         path = tmp_path / f"{key}.gguf"
@@ -290,3 +296,14 @@ def test_the_plain_script_continues_as_torch_does(made: Path, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
         hf_tokenizer = __import__("tokenizers").Tokenizer.from_file(str(hf / "tokenizer.json"))
         assert done.stdout == hf_tokenizer.decode(want) + "\n" and len(want) > 3
+
+
+def test_the_real_base_in_four_bits_is_exact_at_level_0_and_near_at_level_4(base: Path, tmp_path: Path) -> None:
+    """Nothing is requantized: the file is about as large as its blocks (scales are float32, not float16)."""
+    ids = Tokenizer(Gguf(base)).encode(PROSE)
+    want = torch_logits(dequantized(base), ids)
+    model, data = to_onnx.export(base, tmp_path / "4", "int4")
+    assert data.stat().st_size < 1.2 * sum(t.data.size for t in Gguf(base).tensors.values())
+    assert make.divergence(want, Plain(model).logits(ids)) < 5e-3
+    exact = Plain(to_onnx.export(base, tmp_path / "0", "int4", level=0)[0]).logits(ids[:24])
+    assert far(exact, want[:24]) < EXACT and (exact.argmax(-1) == want[:24].argmax(-1)).all()

@@ -21,7 +21,7 @@ import numpy as np
 
 from popi_edge.engines.adapter import Adapter, fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_blocks import FLOATS, Quantized
-from popi_edge.engines.onnx_graph import MS, Builder
+from popi_edge.engines.onnx_graph import MASKED, MS, Builder
 from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64
 from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.models import onnx_check, precheck
@@ -36,8 +36,6 @@ KINDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """By kind: what some of the layers' matrices must be, and what all of them may be."""
 BATCH, TOKENS, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
-MASKED = -1e30
-"""Added to the score of a position that is padding: finite, so that a row of nothing but padding stays finite."""
 
 
 def export(
@@ -126,10 +124,10 @@ class ModelBuilder(Builder):
         """``seqlens_k`` and ``total`` say how long keys are, the same for every row; ``bias`` is what keeps padding
         out, [b, 1, n, past + n]."""
         g = self.graph
-        for name, value in (("zero_at", 0), ("one_at", 1)):
+        for name, value in (("zero", 0), ("one", 1)):
             g.constant(name, np.array(value, np.int64))
         g.node("Shape", ["attention_mask"], "mask.shape")
-        g.node("Gather", ["mask.shape", "one_at"], "mask.length")
+        g.node("Gather", ["mask.shape", "one"], "mask.length")
         g.node("Cast", ["mask.length"], "total", attributes={"to": INT32})
         g.node("Shape", ["input_ids"], "ids.shape")
         g.node("Shape", ["input_ids"], "ids.batch", attributes={"start": 0, "end": 1})
@@ -139,11 +137,13 @@ class ModelBuilder(Builder):
         g.node("Sub", [g.constant("one_float", np.array(1, np.float32)), "mask.float"], "mask.padding")
         g.node("Mul", ["mask.padding", g.constant("masked", np.array(MASKED, np.float32))], "mask.bias")
         g.node("Unsqueeze", ["mask.bias", g.constant("middle", np.array([1, 2], np.int64))], "mask.bias4")
-        g.node("Gather", ["ids.shape", "one_at"], "ids.length")
+        g.node("Gather", ["ids.shape", "one"], "ids.length")
         g.node("Unsqueeze", ["ids.length", g.constant("front", np.array([0], np.int64))], "ids.length1")
         ones = [g.constant("ones", np.array([1, 1], np.int64)), g.constant("one_more", np.array([1], np.int64))]
         g.node("Concat", [ones[0], "ids.length1", ones[1]], "bias.shape", attributes={"axis": 0})
         g.node("Expand", ["mask.bias4", "bias.shape"], "bias")
+        if any(self.shape.local):
+            g.node("Add", ["bias", self.window("input_ids")], "bias.local")
 
     def _angles(self, local: bool) -> None:
         """cos and sin of the new positions only, [b · n, head_dim / 2]: a table of a whole context can be larger than
@@ -154,7 +154,7 @@ class ModelBuilder(Builder):
             g.node("Cast", ["position_ids"], "rope.positions", attributes={"to": FLOAT})
             self.reshape("rope.positions", [-1, 1], "rope.column")
             g.node("Size", ["input_ids"], "ids.size")
-            g.node("Range", ["zero_at", "ids.size", "one_at"], "rope.range")
+            g.node("Range", ["zero", "ids.size", "one"], "rope.range")
             g.node("Reshape", ["rope.range", "ids.shape"], "rope.rows")
         g.node("Mul", ["rope.column", frequencies], name + ".angles")
         g.node("Cos", [name + ".angles"], name + ".cos")
@@ -178,12 +178,13 @@ class ModelBuilder(Builder):
         g, s = self.graph, self.shape
         q, k, v = self.heads(i, qkv)
         name = "rope.local" if s.is_local(i) else "rope"
+        bias = "bias.local" if s.is_local(i) else "bias"
         rotated = []
         for part, heads in ((q, s.heads), (k, s.kv_heads)):
             inputs = [part, "rope.rows", name + ".cos", name + ".sin"]
             attributes = {"num_heads": heads, "rotary_embedding_dim": 0, "interleaved": 0}
             rotated.append(g.node("RotaryEmbedding", inputs, part + ".turned", domain=MS, attributes=attributes))
-        return self.gqa(i, [*rotated, v, *past, "seqlens_k", "total", "", "", "", "bias"], outs, rotary=0)
+        return self.gqa(i, [*rotated, v, *past, "seqlens_k", "total", "", "", "", bias], outs, rotary=0)
 
     def cache(self, i: int) -> tuple[list[str], list[str]]:
         s = self.shape

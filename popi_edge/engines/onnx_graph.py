@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from popi_edge.engines.onnx_blocks import Quantized, repack
+from popi_edge.engines.onnx_blocks import READ, Quantized, repack
 from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64, Attribute, Graph
 from popi_edge.engines.onnx_shape import Shape, unpermute
 from popi_edge.errors import ModelError
@@ -26,6 +26,8 @@ GROUPS = {
     "down": ("ffn_down",),
 }
 ROPE_FACTORS = "rope_freqs.weight"
+MASKED = -1e30
+"""Added to the score of a place that may not be seen: finite, so that a row of nothing else stays finite."""
 Part = Quantized | NDArray[np.float32]
 
 
@@ -187,14 +189,37 @@ class Builder:
     def attention(self, i: int, qkv: str, past: list[str], outs: list[str]) -> str:
         """Rotated by the operator itself, from tables; ``outs`` are the names of its result and of the new KV."""
         q_k_v = self.heads(i, qkv) if self.shape.head_norms else [qkv, "", ""]
-        tables = ["rope.cos", "rope.sin"] if not self.shape.is_local(i) else ["rope.local.cos", "rope.local.sin"]
-        return self.gqa(i, [*q_k_v, *past, "seqlens_k", "total", *tables], outs, rotary=1)
+        local = self.shape.is_local(i)
+        tables = ["rope.local.cos", "rope.local.sin"] if local else ["rope.cos", "rope.sin"]
+        bias = ["", "window"] if local else []
+        return self.gqa(i, [*q_k_v, *past, "seqlens_k", "total", *tables, *bias], outs, rotary=1)
+
+    def window(self, x: str) -> str:
+        """What keeps a new position of ``x`` [b, n, …] from seeing places outside its window, [1, 1, n, total].
+
+        The operator's own window is one place wider: whether it counts the position itself has changed over time.
+        """
+        g = self.graph
+        zero, one = g.constant("zero", np.array(0, np.int64)), g.constant("one", np.array(1, np.int64))
+        g.node("Cast", ["total"], "window.total", attributes={"to": INT64})
+        g.node("Shape", [x], "window.shape")
+        g.node("Gather", ["window.shape", one], "window.new")
+        g.node("Sub", ["window.total", "window.new"], "window.past")
+        g.node("Range", [zero, "window.total", one], "window.keys")
+        g.node("Range", ["window.past", "window.total", one], "window.queries")
+        column = self.reshape("window.queries", [-1, 1], "window.column")
+        g.node("Sub", [column, "window.keys"], "window.distance")
+        size = g.constant("window.size", np.array(self.shape.window, np.int64))
+        g.node("GreaterOrEqual", ["window.distance", size], "window.outside")
+        masked, open_ = g.constant("masked", np.array(MASKED, np.float32)), g.constant("open", np.array(0, np.float32))
+        g.node("Where", ["window.outside", masked, open_], "window.flat")
+        return g.node("Unsqueeze", ["window.flat", g.constant("outer", np.array([0, 1], np.int64))], "window")
 
     def gqa(self, i: int, inputs: list[str], outs: list[str], *, rotary: int) -> str:
         s = self.shape
         attributes: dict[str, Attribute] = {
             "num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": rotary, "scale": s.attention_scale,
-            "local_window_size": s.window if s.is_local(i) else -1,
+            "local_window_size": s.window + 1 if s.is_local(i) else -1,
         }  # fmt: skip
         return self.graph.node("GroupQueryAttention", inputs, outs, domain=MS, attributes=attributes)
 
@@ -237,7 +262,7 @@ class Builder:
             x, skip = self.layer(i, x, skip)
         h, _ = self.skip_norm(skip, x, "output_norm.weight", "final")
         self.head(self.wanted(h))
-        unknown = sorted(self.gguf.tensors.keys() - self.used - {"token_embd.weight"})
+        unknown = sorted(self.gguf.tensors.keys() - self.used)
         if unknown:
             raise ModelError(f"{self.gguf.path}: the onnx engine does not know its tensor {unknown[0]!r:.80}")
         return g
@@ -245,10 +270,14 @@ class Builder:
     def front(self) -> str:
         """The inputs: ``x`` [1, n, hidden], the number of positions, and the first one whose logits are wanted."""
         g, s = self.graph, self.shape
+        if (embedding := self.tensor("token_embd.weight")).type not in READ:
+            raise ModelError(f"{self.gguf.path}: its embedding is {embedding.type}; known: {', '.join(READ)}")
         x = g.input("x", FLOAT, [1, "n", s.hidden])
         g.input("seqlens_k", INT32, [1])
         g.input("total", INT32, [])
         g.input("first", INT64, [1])
+        if any(s.local):
+            self.window(x)
         for local, name in ((False, "rope"), (True, "rope.local")):
             if not local or any(s.local):
                 angles = np.outer(np.arange(self.positions, dtype=np.float64), self.frequencies(local))
@@ -267,9 +296,8 @@ class Builder:
 
     def wanted(self, h: str) -> str:
         """The positions whose logits are wanted."""
-        one = self.graph.constant("one", np.array([1], np.int64))
         end = self.graph.constant("end", np.array([1 << 40], np.int64))
-        return self.graph.node("Slice", [h, "first", end, one], "last")
+        return self.graph.node("Slice", [h, "first", end, self.graph.constant("step", np.array([1], np.int64))], "last")
 
     def head(self, x: str) -> None:
         """``logits`` [1, m, vocabulary]."""

@@ -14,7 +14,7 @@ Array = NDArray[np.generic]
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 PERIOD = 6
 """Of gemma3's layers every sixth sees everything, the others a window, where the file says nothing else."""
-LOCAL_ROPE_BASE = 10_000.0
+ROPE_BASE = 10_000.0
 GEMMA_27B = 62
 """Layers of the one gemma3 that scales its attention by hidden / heads, not by the size of a head."""
 REFUSED = (
@@ -42,7 +42,7 @@ class Shape:
     architecture: str = "llama"
     window: int = 0
     local: tuple[bool, ...] = ()
-    local_rope_base: float = LOCAL_ROPE_BASE
+    local_rope_base: float = ROPE_BASE
     rope_factor: float = 1.0
 
     @classmethod
@@ -73,12 +73,12 @@ class Shape:
             ffn=get("feed_forward_length"),
             context=get("context_length"),
             vocabulary=rows,
-            rope_base=float(gguf.fields.get(f"{arch}.rope.freq_base", 10_000.0)),
+            rope_base=_rope_base(gguf, f"{arch}.rope.freq_base"),
             epsilon=float(gguf.need(f"{arch}.attention.layer_norm_rms_epsilon", float)),
             architecture=arch,
             window=get("attention.sliding_window", 0) if arch == "gemma3" else 0,
             local=_local(gguf, arch, get("block_count")),
-            local_rope_base=float(gguf.fields.get(f"{arch}.rope.freq_base_swa", LOCAL_ROPE_BASE)),
+            local_rope_base=_rope_base(gguf, f"{arch}.rope.freq_base_swa"),
             rope_factor=_rope_factor(gguf, arch),
         )
         limits = (shape.layers, hidden, heads, shape.kv_heads, head_dim, shape.ffn, shape.context, rows)
@@ -166,14 +166,22 @@ def _local(gguf: Gguf, arch: str, layers: int) -> tuple[bool, ...]:
     return tuple((i + 1) % said != 0 for i in range(layers))
 
 
+def _rope_base(gguf: Gguf, key: str) -> float:
+    """Rope's base. Raises ModelError where it is no number that makes sense."""
+    value = gguf.fields.get(key, ROPE_BASE)
+    if not isinstance(value, float) or not 1e-3 <= value <= 1e12:
+        raise ModelError(f"{gguf.path}: {key} is absurd ({str(value)[:40]})")
+    return value
+
+
 def _rope_factor(gguf: Gguf, arch: str) -> float:
     """The factor of linear rope scaling. Raises ModelError for another kind of scaling."""
     prefix = f"{arch}.rope.scaling"
     kind = gguf.fields.get(f"{prefix}.type", "none")
-    known = {"none": set(), "linear": {f"{prefix}.factor"}}.get(kind)
+    known = {"none": set(), "linear": {f"{prefix}.factor"}}.get(kind if isinstance(kind, str) else "")
     given = {k for k in gguf.fields if k.startswith(prefix)} - {f"{prefix}.type"}
     if known is None or given - known:
-        raise ModelError(f"{gguf.path}: rope scaling ({kind}) is not supported by the onnx engine")
+        raise ModelError(f"{gguf.path}: rope scaling ({str(kind)[:40]}) is not supported by the onnx engine")
     factor = float(gguf.need(f"{prefix}.factor", float)) if kind == "linear" else 1.0
     if not 1.0 <= factor <= 1024.0:
         raise ModelError(f"{gguf.path}: {prefix}.factor is absurd ({factor:g})")
