@@ -39,10 +39,12 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, int]:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link")
     with os.fdopen(os.open(path, plain), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a plain file")
-        data = file.read(limit + 1)
+        data = file.read(min(about.st_size, limit) + 1)  # it takes as much memory as it is told to read
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
-    return data, mode
+    if len(data) != about.st_size:
+        raise OSError(errno.EBUSY, "it changed while it was read")
+    return data, about.st_mode

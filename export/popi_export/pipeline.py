@@ -211,6 +211,7 @@ def export(
     work folder beside it, for the next call to go on with.
     """
     refuse_taken(out, force)
+    check_template(source)
     with stages.work(out, tell) as work:
         done = Export(source, wanted, work)
         done.run()
@@ -226,6 +227,15 @@ def export(
                 bundles.write_signature(verified, private)
         work.drop()
     return manifest
+
+
+def check_template(source: Source) -> str:
+    """The card's example under the source's chat template. Raises ModelError where it fails."""
+    fields = {key: value for key, _, value in source.fields}
+    tokens = fields["tokenizer.ggml.tokens"]
+    ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    named = {f"{name}_token": str(tokens[i]) if i is not None else "" for name, i in ids.items()}
+    return card.prompt(fields["tokenizer.chat_template"], named)
 
 
 def _licences(done: Export) -> licences.Licences:
@@ -312,9 +322,6 @@ def _texts(
     texts: dict[str, str | bytes] = {}
     if done.plan.onnx:
         texts |= {name: done.beside[name].read_bytes() for name in done.beside.files}
-    tokens = model.fields["tokenizer.ggml.tokens"]
-    named = {k.removesuffix("_id"): str(tokens[i]) for k, i in beside.special(model).items()}
-    example = card.prompt(manifest["chat_template"], {"bos_token": "", "eos_token": "", **named})
     table = "Not compared with its source (`--verify off`)."
     if done.verified is not None:
         texts |= {name: done.verified[name].read_bytes() for name in done.verified.files}
@@ -323,7 +330,7 @@ def _texts(
     changes += [f"the adapter {done.plan.merge} was merged into them"] if done.plan.merge else []
     about = {**manifest, "source": manifest["made_from"]["source"], "changes": changes}
     texts |= licences.files(found, about)
-    texts["README.md"] = card.readme(manifest, example)
+    texts["README.md"] = card.readme(manifest, check_template(done.source))
     texts["MODEL_CARD.md"] = card.model_card(manifest, table, notes(done))
     return texts
 

@@ -23,7 +23,7 @@ from jinja2.visitor import NodeTransformer
 from popi_edge.errors import ModelError
 
 MAX_LENGTH, MAX_NODES, MAX_DEPTH = 1 << 15, 2_500, 48
-MAX_STEPS, MAX_SECONDS = 60_000, 0.5
+MAX_STEPS, MAX_SECONDS = 30_000, 0.5
 """Lines of Python that the compiled template may run, and how long: a usual one runs a few hundred."""
 MAX_TEXT, MAX_ITEMS = 1 << 18, 1 << 12
 MAX_NUMBER = 1 << 53

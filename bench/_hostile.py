@@ -1,0 +1,500 @@
+"""Hostile files for ``bench.export_hostile``: each way makes an absurd file from a good one, by a seeded choice.
+
+A way is ``f(random, material, folder)`` and returns what to open; its name begins with what that is (``gguf_``,
+``lora_``, ``onnx_``, ``graph_`` adapters of ONNX Runtime, ``hf_`` folders, ``peft_`` adapters, ``run_`` checkpoints).
+Ways that change bytes at random change only what cannot be right afterwards. Of a well-formed GGUF whose sizes do not
+fit its tensors (``gguf_misfit``), whose weights are no numbers or whose template is hostile, only an export and the
+engine on ONNX Runtime can tell before a native reader; llama.cpp's own says no to the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Random = random.Random
+HUGE = (2**63, 2**64 - 1, 2**48, 2**33)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Good files: a GGUF model, a GGUF adapter for it, an ONNX model with its weights, an ONNX Runtime adapter, a
+    model's folder, a PEFT adapter's, and a run's (recipe and checkpoint)."""
+
+    gguf: Path
+    lora: Path
+    onnx: Path
+    graph: Path
+    hf: Path
+    peft: Path
+    run: Path
+
+
+Way = Callable[[Random, Files, Path], Path]
+
+
+class Evil:
+    """Unpickling it would leave a file behind."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch popi-was-here",)
+
+
+def pickled(r: Random) -> bytes:
+    return pickle.dumps(r.choice([Evil(), {"state": Evil()}, [Evil()] * 3]), r.randrange(6))
+
+
+def put(folder: Path, name: str, data: bytes) -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+# GGUF --------------------------------------------------------------------------------------------------------------
+def _place(data: bytes, key: bytes) -> int:
+    """Where a metadata value's type stands, after its key."""
+    return data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key)
+
+
+def _tensor(data: bytes, name: bytes) -> int:
+    """Where a tensor's rank stands: then two sizes (u64), the type (u32), the offset (u64)."""
+    return data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def gguf_cut(r: Random, m: Files, at: Path) -> Path:
+    data = m.gguf.read_bytes()
+    return put(at, "x.gguf", data[: r.choice([r.randrange(len(data) - 64), r.randrange(4_000)])])
+
+
+def gguf_counts(r: Random, m: Files, at: Path) -> Path:
+    """Absurd numbers of tensors and keys, lengths of texts and lists, another version."""
+    data, huge = m.gguf.read_bytes(), struct.pack("<Q", r.choice(HUGE))
+    key = _place(data, b"tokenizer.ggml.tokens")
+    places = [(8, huge), (16, huge), (24, huge), (key + 8, huge), (key + 16, huge)]
+    places.append((4, struct.pack("<I", r.choice([0, 1, 9]))))
+    return put(at, "x.gguf", patched(data, *r.choice(places)))
+
+
+def gguf_types(r: Random, m: Files, at: Path) -> Path:
+    """A metadata value of an unknown type, a list in a list, a type that the key cannot have."""
+    data = m.gguf.read_bytes()
+    key = r.choice([b"llama.block_count", b"llama.embedding_length", b"tokenizer.ggml.tokens", b"general.architecture"])
+    wrong = [13, 99, 2**31, 8 if key.endswith(b"tokens") else 9]
+    return put(at, "x.gguf", patched(data, _place(data, key), struct.pack("<I", r.choice(wrong))))
+
+
+def gguf_sizes(r: Random, m: Files, at: Path) -> Path:
+    """Sizes of the model that are absurd."""
+    data = m.gguf.read_bytes()
+    name = r.choice([b"block_count", b"embedding_length", b"attention.head_count", b"attention.head_count_kv",
+                     b"feed_forward_length", b"context_length"])  # fmt: skip
+    value = r.choice([2**32 - 1, 2**31, 2**27 + r.randrange(99)])
+    return put(at, "x.gguf", patched(data, _place(data, b"llama." + name) + 4, struct.pack("<I", value)))
+
+
+def gguf_misfit(r: Random, m: Files, at: Path) -> Path:
+    """Sizes that are possible, but not those of its tensors."""
+    data = m.gguf.read_bytes()
+    name = r.choice([b"block_count", b"embedding_length", b"attention.head_count", b"feed_forward_length"])
+    value = r.choice([1, 5, 7, 33, 64, 200])
+    return put(at, "x.gguf", patched(data, _place(data, b"llama." + name) + 4, struct.pack("<I", value)))
+
+
+def gguf_tensors(r: Random, m: Files, at: Path) -> Path:
+    """A tensor's rank, sizes, type and offset: absurd, beyond the end, crooked, over another tensor."""
+    data, first = m.gguf.read_bytes(), b"blk.0.attn_q.weight"
+    at_, other = _tensor(data, first), _tensor(data, b"blk.1.ffn_up.weight")
+    huge = r.choice(HUGE)
+    changes = [
+        (at_, struct.pack("<I", r.choice([0, 5, 99]))), (at_ + 4, struct.pack("<Q", huge)), (at_ + 4, bytes(8)),
+        (at_ + 12, struct.pack("<Q", huge)), (at_ + 20, struct.pack("<I", r.choice([4, 5, 99, 4_000]))),
+        (at_ + 24, struct.pack("<Q", huge & ~31)), (at_ + 24, struct.pack("<Q", 7)),
+        (at_ + 24, data[other + 24 : other + 32]),
+    ]  # fmt: skip
+    return put(at, "x.gguf", patched(data, *r.choice(changes)))
+
+
+def gguf_twice(r: Random, m: Files, at: Path) -> Path:
+    """A tensor or a key that stands twice, under a name of the same length."""
+    data = m.gguf.read_bytes()
+    if r.random() < 0.5:
+        a, b = r.sample([b"blk.0.attn_q.weight", b"blk.1.attn_q.weight", b"blk.2.attn_q.weight"], 2)
+        return put(at, "x.gguf", patched(data, _tensor(data, a) - len(a), b))
+    a, b = b"tokenizer.ggml.merges", b"tokenizer.ggml.tokens"
+    return put(at, "x.gguf", patched(data, _place(data, a) - len(a), b))
+
+
+def gguf_not_finite(r: Random, m: Files, at: Path) -> Path:
+    """A weight that is no number; only reading all of them shows it, which an export does."""
+    from popi_edge.models.gguf import Gguf
+
+    data = m.gguf.read_bytes()
+    tensor = r.choice([t for t in Gguf(m.gguf).tensors.values() if t.type == "F32"]).data.tobytes()
+    where = data.index(tensor) + 4 * r.randrange(len(tensor) // 4)
+    return put(at, "x.gguf", patched(data, where, struct.pack("<f", r.choice([float("nan"), float("inf")]))))
+
+
+def gguf_another(r: Random, m: Files, at: Path) -> Path:
+    """Something else by a GGUF's name."""
+    what = [pickled(r), b"PK\x03\x04" + r.randbytes(60), b"\x7fELF" + r.randbytes(60), b"", b"GGUF",
+            b"GGML" + r.randbytes(99), m.onnx.read_bytes(), m.lora.read_bytes(), b"{" * 10_000]  # fmt: skip
+    return put(at, "x.gguf", r.choice(what))
+
+
+def gguf_template(r: Random, m: Files, at: Path) -> Path:
+    """A chat template that does not end, grows without end, or reaches for what it must not have."""
+    from tests import raw_gguf
+
+    fields, heads, data = raw_gguf.parts(m.gguf)
+    fields["tokenizer.chat_template"] = (8, template(r))
+    return put(at, "x.gguf", raw_gguf.build(fields, [raw_gguf.tensor(*h) for h in heads], data))
+
+
+def template(r: Random) -> str:
+    n = r.randrange(3_000, 4_000)
+    double = r.choice(["x ~ x", "x + x", "x | replace('a', 'aa')"])
+    return r.choice([
+        f"{{% for a in range({n}) %}}{{% for b in range({n}) %}}{{% for c in range({n}) %}}{{% endfor %}}{{% endfor %}}"
+        "{% endfor %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+        "{{ " + "(" * n + "1" + ")" * n + " }}", "{% if 1 %}" * 900 + "{% endif %}" * 900,
+        f"{{{{ 'a' * {10**9 + n} }}}}", f"{{{{ 'a'.center({10**9 + n}) }}}}", f"{{{{ '{{:{10**9 + n}}}'.format(1) }}}}",
+        "{% set x = 'aaaaaaaa' %}" + f"{{% set x = {double} %}}" * 60 + "{{ x }}",
+        "{% set x = ['a'] %}" + "{% set x = [x, x] %}" * 60 + "{{ x == [x] }}{{ x }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include '/etc/passwd' %}", "x" * 40_000, "{% for",
+    ])  # fmt: skip
+
+
+# GGUF adapters -----------------------------------------------------------------------------------------------------
+def lora_cut(r: Random, m: Files, at: Path) -> Path:
+    data = m.lora.read_bytes()
+    return put(at, "x.gguf", data[: r.randrange(len(data) - 64)])
+
+
+def lora_tensors(r: Random, m: Files, at: Path) -> Path:
+    data = m.lora.read_bytes()
+    a, b = (_tensor(data, b"blk.0.attn_q.weight.lora_" + end) for end in (b"a", b"b"))
+    changes = [
+        (a, struct.pack("<I", r.choice([0, 1, 3, 9]))), (a + 4, struct.pack("<Q", r.choice([*HUGE, 0, 3]))),
+        (b + 4, struct.pack("<Q", r.choice([*HUGE, 0, 3]))), (b + 24, data[a + 24 : a + 32]), (a - 1, b"c"),
+        (a + 20, struct.pack("<I", 77)),
+    ]  # fmt: skip
+    return put(at, "x.gguf", patched(data, *r.choice(changes)))
+
+
+def lora_not_finite(r: Random, m: Files, at: Path) -> Path:
+    from popi_edge.models.gguf import Gguf
+
+    data = m.lora.read_bytes()
+    tensor = r.choice(list(Gguf(m.lora).tensors.values()))
+    width, code = (4, "<f") if tensor.type == "F32" else (2, "<e")
+    where = data.index(tensor.data.tobytes()) + width * r.randrange(tensor.data.nbytes // width)
+    return put(at, "x.gguf", patched(data, where, struct.pack(code, float("nan"))))
+
+
+def lora_alpha(r: Random, m: Files, at: Path) -> Path:
+    data = m.lora.read_bytes()
+    key = _place(data, b"adapter.lora.alpha")
+    return put(at, "x.gguf", patched(data, key + r.choice([0, 4]), struct.pack("<f", float("nan"))))
+
+
+# ONNX --------------------------------------------------------------------------------------------------------------
+def _onnx(m: Files, at: Path, data: bytes) -> Path:
+    shutil.copy(m.onnx.with_name(m.onnx.name + ".data"), at)
+    return put(at, "x.onnx", data)
+
+
+def onnx_cut(r: Random, m: Files, at: Path) -> Path:
+    data = m.onnx.read_bytes()
+    return _onnx(m, at, data[: r.randrange(1, len(data) - 16)])
+
+
+def onnx_external(r: Random, m: Files, at: Path) -> Path:
+    """Weights at another place: outside, absolute, in memory, beyond the end, behind a link, not there."""
+    data, name = m.onnx.read_bytes(), (m.onnx.name + ".data").encode()
+    size = len(name)
+    names = [b"/etc/passwd", b"../secret.bin", b"*/_ORT_MEM_ADDR_/*", b"C:\\x", b"nowhere"]
+    names = [n.ljust(size, b"x")[:size] for n in names]
+    names += [b"." * size, bytes(size)]
+    path = _onnx(m, at, data.replace(name, r.choice(names)) if r.random() < 0.7 else data)
+    if path.read_bytes() == data:
+        beside = at / (m.onnx.name + ".data")
+        if r.random() < 0.5:
+            os.truncate(beside, r.randrange(beside.stat().st_size))
+        else:
+            beside.unlink()
+            beside.symlink_to(m.onnx)
+    return path
+
+
+def _field(tag: int, data: bytes) -> bytes:
+    from popi_edge.engines.onnx_proto import chunk
+
+    return chunk(tag, data)
+
+
+def onnx_nested(r: Random, m: Files, at: Path) -> Path:
+    """Graphs in graphs in graphs, functions that call themselves, nodes that load code, unknown and doubled fields."""
+    deep = b""
+    for _ in range(r.randrange(40, 400)):
+        deep = _field(1, _field(5, _field(6, deep)))
+    call = _field(1, b"f") + _field(10, b"d") + _field(7, _field(4, b"f") + _field(7, b"d"))
+    context = _field(7, _field(1, _field(4, b"EPContext")))
+    extra = r.choice([_field(7, deep), _field(25, call), context, _field(60, b"x"), _field(20, b""), b"\xff" * 12])
+    return _onnx(m, at, b"\x08\x0a" + (extra if r.random() < 0.7 else m.onnx.read_bytes() + extra))
+
+
+def onnx_shapes(r: Random, m: Files, at: Path) -> Path:
+    """An initializer whose shape is absurd, whose data is shorter than it, or that stands twice."""
+    from popi_edge.engines.onnx_proto import chunk, number
+
+    dims = r.choice([[2**40, 2**40], [2**62], [3], [-1 & 2**64 - 1], [1] * 20, [2**20, 2**20]])
+    tensor = b"".join(number(1, d) for d in dims) + number(2, r.choice([1, 99, 8])) + chunk(8, "w") + chunk(9, bytes(4))
+    twice = number(1, 1) + number(2, 2) + chunk(8, "w") + chunk(9, bytes(1))
+    graph = chunk(5, twice) * 2 if r.random() < 0.2 else chunk(5, tensor)
+    return _onnx(m, at, number(1, 10) + chunk(7, graph))
+
+
+def onnx_another(r: Random, m: Files, at: Path) -> Path:
+    what = [pickled(r), b"PK\x03\x04" + r.randbytes(60), b"", r.randbytes(200), b"{}", b"\x80\x04\x95"]
+    return _onnx(m, at, r.choice(what))
+
+
+def graph_changed(r: Random, m: Files, at: Path) -> Path:
+    """An ONNX Runtime adapter: cut, or its offsets and counts absurd."""
+    data = m.graph.read_bytes()
+    if r.random() < 0.3:
+        return put(at, "x.onnx_adapter", data[: r.randrange(8, len(data) - 1)])
+    root = struct.unpack_from("<I", data)[0]
+    places = [0, root, root - struct.unpack_from("<i", data, root)[0]]
+    new = struct.pack("<I", r.choice([0x7FFFFFFF, 0xFFFFFFF1]))
+    return put(at, "x.onnx_adapter", patched(data, r.choice(places), new))
+
+
+# a model's folder --------------------------------------------------------------------------------------------------
+def _folder(source: Path, at: Path) -> Path:
+    shutil.copytree(source, at / "hf")
+    return at / "hf"
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    size = struct.unpack_from("<Q", data)[0]
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def _safetensors(header: Mapping[str, Any] | bytes, rest: bytes, length: int | None = None) -> bytes:
+    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(head) if length is None else length) + head + rest
+
+
+def hf_weights(r: Random, m: Files, at: Path) -> Path:
+    """safetensors: cut, absurd lengths, offsets over others or beyond the end, shapes, types, deep JSON."""
+    folder = _folder(m.hf, at)
+    path = folder / "model.safetensors"
+    path.write_bytes(broken_safetensors(r, path.read_bytes()))
+    return folder
+
+
+def broken_safetensors(r: Random, data: bytes) -> bytes:
+    header, rest = _header(data)
+    names = [n for n in header if n != "__metadata__"]
+    a, b = r.sample(names, 2)
+    begin, end = header[a]["data_offsets"]
+    how = r.randrange(12)
+    entries: list[dict[str, Any]] = [
+        {"data_offsets": header[b]["data_offsets"]}, {"data_offsets": [begin, len(rest) + 4]},
+        {"data_offsets": [end, begin]}, {"data_offsets": [-1, end]}, {"data_offsets": [2**63, 2**64]},
+        {"shape": [2**40, 2**40]}, {"shape": [-1]}, {"dtype": r.choice(["F128", "object", 3])},
+        {"data_offsets": [begin + 4, end]},
+    ]  # fmt: skip
+    if how < len(entries):
+        return _safetensors(header | {a: header[a] | entries[how]}, rest)
+    text = json.dumps(header).encode()
+    return [
+        data[: r.randrange(len(data) - 1)],
+        _safetensors(header, rest, r.choice([2**63, 2**64 - 1, len(data), 0])),
+        _safetensors(r.choice([b"[" * 100_000, b'{"a":' * 50_000, text[:-1] + b"," + text[1:], b"\xff" + text]), rest),
+    ][how - len(entries)]
+
+
+def hf_not_finite(r: Random, m: Files, at: Path) -> Path:
+    folder = _folder(m.hf, at)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    where = start + 4 * r.randrange((len(data) - start) // 4)
+    path.write_bytes(patched(data, where, struct.pack("<f", r.choice([float("nan"), float("inf"), -float("inf")]))))
+    return folder
+
+
+def hf_pickle(r: Random, m: Files, at: Path) -> Path:
+    """Weights as pickles: instead of safetensors, or by its name."""
+    folder = _folder(m.hf, at)
+    (folder / "model.safetensors").unlink()
+    put(folder, r.choice(["pytorch_model.bin", "model.pt", "model.safetensors", "model.ckpt"]), pickled(r))
+    return folder
+
+
+def _json(folder: Path, name: str, change: Mapping[str, Any]) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+
+
+def hf_config(r: Random, m: Files, at: Path) -> Path:
+    """config.json: absurd or missing sizes, remote code, another kind of model, deep or doubled JSON."""
+    folder = _folder(m.hf, at)
+    changes: list[dict[str, Any]] = [
+        {"hidden_size": 2**40}, {"hidden_size": -1}, {"hidden_size": 7}, {"num_hidden_layers": 2**31},
+        {"num_hidden_layers": 99}, {"vocab_size": 2**33}, {"num_attention_heads": 0}, {"rms_norm_eps": 1e400},
+        {"rms_norm_eps": "x"}, {"auto_map": {"AutoModel": "evil.Model"}}, {"model_type": "evil"}, {"model_type": None},
+        {"rope_theta": -5}, {"max_position_embeddings": True}, {"quantization_config": {"quant_method": "gptq"}},
+        {"head_dim": 3}, {"hidden_act": "evil"}, {"architectures": ["EvilModel"]}, {"evil_switch": True},
+    ]  # fmt: skip
+    if r.random() < 0.7:
+        _json(folder, "config.json", r.choice(changes))
+        return folder
+    text = (folder / "config.json").read_bytes()
+    bad = [b"[" * 100_000, b'{"a":' * 100_000, b"", b"\xff\xfe", text[:-3], b"[]", b"1" * 10_000,
+           text.rstrip()[:-1] + b"," + text[1:], b"{" + b'"a": 1,' * 200_000 + text[1:], pickled(r)]  # fmt: skip
+    (folder / "config.json").write_bytes(r.choice(bad))
+    return folder
+
+
+def hf_tokenizer(r: Random, m: Files, at: Path) -> Path:
+    """tokenizer.json: ids with holes or absurd, merges of no tokens, unknown parts, deep or cut JSON."""
+    folder = _folder(m.hf, at)
+    path = folder / "tokenizer.json"
+    value = json.loads(path.read_text("utf-8"))
+    vocab, n = value["model"]["vocab"], len(value["model"]["vocab"])
+    first = next(iter(vocab))
+    changes: list[Callable[[], Any]] = [
+        lambda: vocab.update({first: 2**31}), lambda: vocab.update({"evil": 10 * n + 5_000}),
+        lambda: vocab.update({first: -1}), lambda: vocab.update({first: "x"}),
+        lambda: vocab.update({"evil": vocab[first]}),
+        lambda: value["model"]["merges"].append(["evil", "token"]), lambda: value["model"].update(merges=3),
+        lambda: value["model"].update(type="Unigram"), lambda: value["model"].update(dropout=0.5),
+        lambda: value.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}),
+        lambda: value.update(normalizer={"type": "Precompiled"}), lambda: value.update(model=[]),
+        lambda: value["added_tokens"].append({"id": 2**40, "content": "x"}), lambda: value["added_tokens"].append(3),
+        lambda: value.update(post_processor={"type": "BertProcessing"}),
+    ]  # fmt: skip
+    if r.random() < 0.75:
+        r.choice(changes)()
+        path.write_text(json.dumps(value), "utf-8")
+        return folder
+    text = path.read_bytes()
+    cut = text[: r.randrange(len(text) - 2)]
+    path.write_bytes(r.choice([b"[" * 100_000, b'{"a":' * 100_000, cut, b"", pickled(r)]))
+    return folder
+
+
+def hf_template(r: Random, m: Files, at: Path) -> Path:
+    folder = _folder(m.hf, at)
+    _json(folder, "tokenizer_config.json", {"chat_template": r.choice([template(r), template(r), None, 3, "", ["x"]])})
+    return folder
+
+
+def hf_links(r: Random, m: Files, at: Path) -> Path:
+    """A pipe, a folder, a link to nowhere or to a device in a file's place."""
+    folder = _folder(m.hf, at)
+    path = folder / r.choice(["config.json", "model.safetensors", "tokenizer.json"])
+    path.unlink()
+    r.choice([lambda: os.mkfifo(path), path.mkdir, lambda: path.symlink_to("nowhere"),
+              lambda: path.symlink_to("/dev/zero"), lambda: path.symlink_to(path)])()  # fmt: skip
+    return folder
+
+
+# PEFT adapters and runs --------------------------------------------------------------------------------------------
+def peft_config(r: Random, m: Files, at: Path) -> Path:
+    folder = _folder(m.peft, at)
+    changes: list[dict[str, Any]] = [
+        {"r": 2**31}, {"r": 0}, {"r": 3}, {"lora_alpha": "x"}, {"lora_alpha": 1e400}, {"peft_type": "IA3"},
+        {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 9}}, {"modules_to_save": ["lm_head"]},
+        {"auto_mapping": {"base_model_class": "Evil"}}, {"fan_in_fan_out": True},
+    ]  # fmt: skip
+    if r.random() < 0.7:
+        _json(folder, "adapter_config.json", r.choice(changes))
+    else:
+        bad = [b"[" * 100_000, b"", b"[]", pickled(r), b'{"a":' * 9_999]
+        (folder / "adapter_config.json").write_bytes(r.choice(bad))
+    return folder
+
+
+def peft_weights(r: Random, m: Files, at: Path) -> Path:
+    folder = _folder(m.peft, at)
+    path = folder / "adapter_model.safetensors"
+    if r.random() < 0.2:
+        path.unlink()
+        put(folder, "adapter_model.bin", pickled(r))
+    else:
+        path.write_bytes(broken_safetensors(r, path.read_bytes()))
+    return folder
+
+
+def run_pickle(r: Random, m: Files, at: Path) -> Path:
+    """A run's checkpoint that would run something, or is cut or changed; or a bare pickle."""
+    import zipfile
+
+    if r.random() < 0.2:
+        return put(at, "x.pt", pickled(r))
+    folder = _folder(m.run, at)
+    path = folder / "checkpoint.pt"
+    how = r.randrange(4)
+    if how == 0:
+        path.write_bytes(pickled(r))
+    elif how == 1:
+        path.write_bytes(path.read_bytes()[: r.randrange(path.stat().st_size - 1)])
+    elif how == 2:
+        with zipfile.ZipFile(path, "a") as more:
+            more.writestr("checkpoint/code/evil.py", "import os")
+    else:
+        with zipfile.ZipFile(path, "w") as new:
+            new.writestr("checkpoint/data.pkl", pickled(r))
+            new.writestr("checkpoint/byteorder", "little")
+    return folder
+
+
+ALL: tuple[Way, ...] = (
+    gguf_cut, gguf_counts, gguf_types, gguf_sizes, gguf_misfit, gguf_tensors, gguf_twice, gguf_not_finite,
+    gguf_another, gguf_template, lora_cut, lora_tensors, lora_not_finite, lora_alpha, onnx_cut, onnx_external,
+    onnx_nested, onnx_shapes, onnx_another, graph_changed, hf_weights, hf_not_finite, hf_pickle, hf_config,
+    hf_tokenizer, hf_template, hf_links, peft_config, peft_weights, run_pickle,
+)  # fmt: skip
+HOSTILE: dict[str, Way] = {way.__name__: way for way in ALL}
+"""Every way by its name."""
+
+
+def make(folder: Path) -> Files:
+    """Write the good files; needs torch, transformers, peft, onnx and gguf."""
+    from bench._tamper_whole import ADAPTER, GRAPH, bundle
+    from tests import tiny_hf
+
+    made = bundle(folder / "whole", 3)
+    hf = tiny_hf.folder(folder / "model", "llama")
+    tiny_hf.peft_adapter(folder / "peft", hf)
+    (folder / "run").mkdir()
+    import torch
+
+    torch.save({"step": 1}, folder / "run" / "checkpoint.pt")
+    recipes = Path(__file__).parent.parent / "training" / "recipes"
+    shutil.copy(recipes / "warm-start.toml", folder / "run" / "recipe.toml")
+    return Files(made / "model-F32.gguf", made / "infer.gguf", made / GRAPH, made / ADAPTER, hf, folder / "peft",
+                 folder / "run")  # fmt: skip
+
+
+if __name__ == "__main__":
+    import sys
+
+    make(Path(sys.argv[1]))
