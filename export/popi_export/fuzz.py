@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
@@ -78,7 +79,7 @@ def cleaner(gguf: Gguf) -> Callable[[str], str]:
     not and the runtime does."""
     from popi_export.vocabulary import comparable
 
-    form = gguf.fields.get(NORMALIZER) or ""
+    form: Any = gguf.fields.get(NORMALIZER) or ""
     missing = frozenset[int]()
     if gguf.fields.get("tokenizer.ggml.model") == "gpt2":
         alphabet = byte_alphabet()
