@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from popi_edge.errors import ConfigError, ModelError
+from popi_edge.errors import ConfigError, ModelError, PopiError
 from popi_edge.models.gguf import Gguf
 from popi_export import source
 from popi_export.to_gguf import write_model
@@ -332,3 +333,45 @@ def test_a_gguf_is_refused_in_one_line(
     with pytest.raises(ModelError, match=words) as refused:
         source.read(path)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+ODD: tuple[Any, ...] = (None, True, 0, -1, 3, 1 << 70, 0.5, -1e300, "", "x", "a\0", [], [1], [[]], {}, {"type": "x"})
+
+
+def altered(value: Any, rng: random.Random) -> Any:
+    """The value with one place in it, at any depth, replaced, taken away or doubled."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        out = value.copy()
+        match rng.random():
+            case x if x < 0.1:
+                del out[key]
+            case x if x < 0.15 and isinstance(out, list):
+                out.insert(key, out[key])
+            case _:
+                out[key] = altered(out[key], rng)
+        return out
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("llama", "config.json"), ("gemma3", "config.json"), ("llama", "tokenizer.json"),
+    ("spaces", "tokenizer.json"), ("llama", "tokenizer_config.json"), ("adapter", "adapter_config.json"),
+])  # fmt: skip
+def test_no_odd_value_anywhere_ends_in_anything_but_a_line(name: str, file: str, made: Path, tmp_path: Path) -> None:
+    """200 alterations of each file; what is not refused can be written."""
+    path = tmp_path / "m"
+    if name == "spaces":
+        tiny_hf.folder(path, "gemma3", vocabulary="gemma", extra=3)
+    else:
+        shutil.copytree(made / name, path)
+    rng, refused, whole = random.Random(f"{name}/{file}"), 0, json.loads((path / file).read_text("utf-8"))
+    for _ in range(200):
+        (path / file).write_text(json.dumps(altered(whole, rng)), "utf-8")
+        try:
+            found = source.read(path, base=made / "llama" if name == "adapter" else None)
+            write_model(tmp_path / "m.gguf", found, "F16")
+        except PopiError as e:
+            refused += 1
+            assert "\n" not in str(e) and len(str(e)) < 600
+    assert refused > 20

@@ -149,7 +149,7 @@ def _windows(value: Mapping[str, Any], path: Path, arch: str, layers: int, head_
         if type(period) is not int or period < 1:
             raise ModelError(f"{path}: sliding_window_pattern must be a whole number, not {period!r:.40}")
         local = tuple((i + 1) % period != 0 for i in range(layers))
-    elif set(kinds) <= {"full_attention", "sliding_attention"}:
+    elif all(k in ("full_attention", "sliding_attention") for k in kinds):
         local = tuple(k == "sliding_attention" for k in kinds)
     else:
         raise ModelError(f"{path}: layer_types holds a kind that is not known")
