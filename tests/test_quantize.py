@@ -216,6 +216,28 @@ def test_wrong_arguments_and_sources_are_refused_and_nothing_is_left(tiny: tuple
     assert sorted(p.name for p in tmp_path.iterdir()) == ["junk.gguf", "there.gguf"]
 
 
+def test_another_alignment_is_refused_since_llama_cpp_would_write_it_wrongly(
+    tiny: tuple[Path, Any], tmp_path: Path
+) -> None:
+    for alignment in (16, 64):
+        path = tmp_path / f"{alignment}.gguf"
+        reader, writer = gguf.GGUFReader(tiny[0]), gguf.GGUFWriter(path, "llama")
+        writer.add_custom_alignment(alignment)
+        for field in reader.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert Gguf(path).tensors.keys() == Gguf(tiny[0]).tensors.keys()
+        with pytest.raises(ModelError, match=f"aligned to {alignment} bytes"):
+            quantize(path, tmp_path / "out.gguf", "Q8_0")
+
+
 def edited(path: Path, out: Path, old: bytes, new: bytes) -> Path:
     data = path.read_bytes()
     assert len(old) == len(new) and old in data

@@ -172,14 +172,14 @@ def test_limits_are_read_strictly(tmp_path: Path) -> None:
 
 def test_the_table_the_json_and_the_plot_say_the_same(tmp_path: Path) -> None:
     rows = (row(), row(failures=("model-Q4_1.gguf on llama.cpp: mean KL 1 is over 0.1",), before={"accuracy": 0.9},
-                       task={"accuracy": 0.8}, speed=Speed(0.5, 100, 12.34, 50, 60, 70),
+                       task={"accuracy": 0.8}, speed=Speed(0.5, 100, 12.34, 200, 25.6, 50, 60, 70),
                        fallback="Q4_1 fell back: 1 tensor"))  # fmt: skip
     report = Report("torch in float32", rows, STRICT)
     text = verify_report.markdown(report)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1
-    assert table[2].endswith("| – | – | – | – | – | yes |")
-    assert table[3].endswith("| 0.90 → 0.80 | 0.50 | 100 | 12.3 | 60 | no |")
+    assert table[2].endswith("| – | – | – | – | – | – | yes |")
+    assert table[3].endswith("| 0.90 → 0.80 | 0.50 | 100 | 12.3 | 200 / 25.6 | 60 | no |")
     assert "Q4_1 fell back: 1 tensor." in text and "- model-Q4_1.gguf on llama.cpp: mean KL 1 is over 0.1" in text
     assert "Every limit holds." in verify_report.markdown(Report("torch", rows[:1], STRICT))
     assert json.loads(json.dumps(report.json(), allow_nan=False))["ok"] is False
@@ -191,7 +191,8 @@ def test_speed_and_memory_are_measured_in_another_process(made: dict[str, Path])
     how = Settings(tokens=2_000, decode=8)
     for engine, key in (("llama.cpp", "q8"), ("onnxruntime", "onnx"), ("popi-onnx", "q8")):
         found = measure(engine, made[key], None, vocabulary=360, context=128, how=how)
-        assert found.prefill > 0 and found.decode > 0 and 10 < found.rss_mb <= found.peak_mb
+        assert min(found.prefill, found.decode, found.prefill_cpu, found.decode_cpu) > 0
+        assert 10 < found.rss_mb <= found.peak_mb
     with pytest.raises(EngineError, match=r"could not be measured: .*no such"):
         measure("llama.cpp", made["gguf"].parent / "none.gguf", None, vocabulary=9, context=128, how=how)
     with pytest.raises(EngineError, match="did not end within"):

@@ -76,8 +76,8 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
     that devices do not know, ModelError for a damaged checkpoint or another base."""
     folder = path if path.is_dir() else path.parent
-    state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     recipe = recipes.read(folder / RECIPE)
+    state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     if state["made_from"].get("recipe") != recipe_hash(recipe):
         raise ConfigError(f"{folder / RECIPE} is not the recipe that {path} was trained by")
     if recipe.base.name not in BASES:

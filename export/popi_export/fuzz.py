@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
@@ -55,20 +56,23 @@ def strings(n: int, seed: int, special: Sequence[str] = CHATML) -> list[str]:
 @dataclass(frozen=True)
 class Differences:
     """Of ``strings`` strings, each as plain text and with its control tokens, how many ids lists differ; ``first`` is
-    the first such string (shortened)."""
+    the first such string (shortened). In ``cleaned`` of them something was taken out first that cannot be compared."""
 
     strings: int
     differing: int
     first: str = ""
+    cleaned: int = field(default=0, compare=False)
 
 
 def differences(texts: Sequence[str], one: Encode, other: Encode, clean: Callable[[str], str] = str) -> Differences:
-    """Compare two tokenizers; ``clean`` takes out first what neither can spell."""
-    wrong = []
-    for text in map(clean, texts):
+    """Compare two tokenizers; ``clean`` takes out first what cannot be compared (``cleaner``)."""
+    wrong, cleaned = [], 0
+    for whole in texts:
+        text = clean(whole)
+        cleaned += text != whole
         if any(one(text, special) != other(text, special) for special in (False, True)):
             wrong.append(text)
-    return Differences(len(texts), len(wrong), repr(wrong[0])[:80] if wrong else "")
+    return Differences(len(texts), len(wrong), repr(wrong[0])[:80] if wrong else "", cleaned)
 
 
 def cleaner(gguf: Gguf) -> Callable[[str], str]:
@@ -78,7 +82,7 @@ def cleaner(gguf: Gguf) -> Callable[[str], str]:
     not and the runtime does."""
     from popi_export.vocabulary import comparable
 
-    form = gguf.fields.get(NORMALIZER) or ""
+    form: Any = gguf.fields.get(NORMALIZER) or ""
     missing = frozenset[int]()
     if gguf.fields.get("tokenizer.ggml.model") == "gpt2":
         alphabet = byte_alphabet()

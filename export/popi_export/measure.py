@@ -39,12 +39,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds to load; tokens a second of prefill and decode; resident memory in MB when loaded, at the end and at its
-    peak (0 where the system does not say)."""
+    """Seconds to load; tokens a second of prefill and decode; the same a second of processor time (with one thread what
+    a machine that does nothing else would reach, about); resident memory in MB when loaded, at the end and at its peak
+    (0 where the system does not say)."""
 
     load_s: float
     prefill: float
     decode: float
+    prefill_cpu: float
+    decode_cpu: float
     loaded_mb: float
     rss_mb: float
     peak_mb: float
@@ -86,17 +89,20 @@ def run(job: dict[str, Any]) -> dict[str, float]:
     start = time.perf_counter()
     runner = open_runner(job["engine"], Path(job["model"]), adapter, threads=job["threads"])
     load, loaded = time.perf_counter() - start, memory()[0]
-    ids = job["ids"]
-    start = time.perf_counter()
-    token = int(runner.step(ids).argmax())
-    prefill = len(ids) / (time.perf_counter() - start)
-    start = time.perf_counter()
+    wall, busy = [time.perf_counter()], [time.process_time()]
+    token = int(runner.step(job["ids"]).argmax())
+    wall.append(time.perf_counter())
+    busy.append(time.process_time())
     for _ in range(job["decode"]):
         token = int(runner.step([token]).argmax())
-    decode = job["decode"] / (time.perf_counter() - start)
+    wall.append(time.perf_counter())
+    busy.append(time.process_time())
     rss, peak = memory()
     runner.close()
-    return {"load_s": load, "prefill": prefill, "decode": decode, "loaded_mb": loaded, "rss_mb": rss, "peak_mb": peak}
+    counts = ("prefill", len(job["ids"])), ("decode", job["decode"])
+    speeds = {name: n / max(1e-9, wall[i + 1] - wall[i]) for i, (name, n) in enumerate(counts)}
+    speeds |= {f"{name}_cpu": n / max(1e-9, busy[i + 1] - busy[i]) for i, (name, n) in enumerate(counts)}
+    return {"load_s": load, **speeds, "loaded_mb": loaded, "rss_mb": rss, "peak_mb": peak}
 
 
 def memory() -> tuple[float, float]:

@@ -241,7 +241,8 @@ def _assemble(
     model = Gguf(done.plain_file)
     made: dict[str, Any] = {
         "source": plan.described(done.source, done.plan.base), "kind": done.source.kind, "sha256": done.fingerprint,
-        "architecture": done.source.config.architecture, "merged": done.plan.merge, "onnx": done.plan.way, "command": done.plan.command,
+        "architecture": done.source.config.architecture, "merged": done.plan.merge,
+        "onnx": done.plan.way if done.graphs else None, "command": done.plan.command,
         "exported_with": stages.versions(),
     }  # fmt: skip
     manifest: dict[str, Any] = {

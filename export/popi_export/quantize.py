@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ INTENDED: Mapping[str, frozenset[str]] = {
 }
 """The types that llama.cpp means a kind's matrices to have where sizes allow it: the larger ones are for the head and
 the layers that suffer most."""
+ALIGNMENT = 32
+"""Bytes: llama.cpp's quantizer copies another number into the file and then pads by this one all the same."""
 FELL_FROM = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
 """What a type stands in for where a row is no multiple of 256."""
 
@@ -51,14 +54,14 @@ def quantize(source_gguf: Path, out: Path, kind: str, *, imatrix: ImportanceMatr
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} is there already; it is not replaced")
     source = precheck.model(source_gguf)
+    if (aligned := source.fields.get("general.alignment", ALIGNMENT)) != ALIGNMENT:
+        why = f"llama.cpp's quantizer says wrongly where they are, unless it is {ALIGNMENT}"
+        raise ModelError(f"{source_gguf}: its tensors are aligned to {aligned} bytes; {why}")
     if imatrix is not None:
         imatrix.check(source)
-    try:
-        fd, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name[:40]}-")
-        os.close(fd)
-    except OSError as e:
-        raise StoreError(f"cannot write {out}: {e.strerror}") from None
-    draft = Path(name)
+    if not out.parent.is_dir():
+        raise StoreError(f"cannot write {out}: there is no such folder")
+    draft = out.with_name(f".{out.name[:40]}-{uuid.uuid4().hex[:12]}")
     try:
         _run(source_gguf, draft, out, kind, imatrix)
         written = _read_back(source, draft, out)

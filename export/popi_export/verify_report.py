@@ -8,6 +8,7 @@ from pathlib import Path
 from popi_export.verify import Report, Row
 
 HEAD = ("file", "engine", "adapter", "MB", "mean KL", "greedy", "logits", "perplexity", "tokenizer")
+SPEED = ("load s", "prefill", "decode", "a CPU second", "RSS MB")
 FLOOR = 1e-9
 """KL is drawn on a logarithmic scale, and nothing lower than this."""
 
@@ -16,7 +17,7 @@ def markdown(report: Report) -> str:
     """One line a candidate, what fell back, and the verdict."""
     timed = any(r.speed for r in report.rows)
     tasks = list(dict.fromkeys(name for r in report.rows for name in r.before))
-    head = [*HEAD, *tasks, *(("load s", "prefill", "decode", "RSS MB") if timed else ()), "within limits"]
+    head = [*HEAD, *tasks, *(SPEED if timed else ()), "within limits"]
     lines = [_line(head), _line(["---"] * len(head))]
     lines += [_line([*_figures(r), *_tasks(r, tasks), *(_speed(r) if timed else ()), "no" if r.failures else "yes"])
               for r in report.rows]  # fmt: skip
@@ -26,7 +27,8 @@ def markdown(report: Report) -> str:
         f"{first.parity.reference_perplexity:.4f}. KL in nats a position; greedy: share of positions with the same "
         "likeliest token; logits: largest difference.",
         *(["Tasks are the figure before → after."] if tasks else []),
-        *(["Prefill and decode in tokens a second; memory of the whole process."] if timed else []),
+        *(["Prefill and decode in tokens a second, then both a second of processor time; memory of the whole process."]
+          if timed else []),
         *dict.fromkeys(f"{r.candidate.model.name}: {r.fallback}." for r in report.rows if r.fallback),
     ]
     verdict = "Every limit holds." if report.ok else "Broken limits:"
@@ -52,7 +54,8 @@ def _tasks(r: Row, names: list[str]) -> list[str]:
 
 def _speed(r: Row) -> list[str]:
     s = r.speed
-    return [f"{s.load_s:.2f}", f"{s.prefill:.0f}", f"{s.decode:.1f}", f"{s.rss_mb:.0f}"] if s else ["–"] * 4
+    return [f"{s.load_s:.2f}", f"{s.prefill:.0f}", f"{s.decode:.1f}", f"{s.prefill_cpu:.0f} / {s.decode_cpu:.1f}",
+            f"{s.rss_mb:.0f}"] if s else ["–"] * 5
 
 
 def plot(report: Report, path: Path) -> bool:

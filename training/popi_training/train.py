@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import time
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -34,7 +33,7 @@ from popi_edge.engines.adapter import Adapter
 from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.vocabulary import Lexicon
-from popi_training import shards, warm
+from popi_training import checkpoint_check, shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
 from popi_training.runfolder import BEST, BOARD, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics, read_run
@@ -152,9 +151,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises ModelError for a file that is missing or damaged anywhere.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # torch itself does not check the sums of what it reads
-            if bad := file.testzip():
-                raise ModelError(f"{path}: damaged: {bad}")
+        checkpoint_check.check(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         adapters = {str(r): {str(n): v.numpy() for n, v in s.items()} for r, s in state["adapters"].items()}
         made_from = {str(k): str(v) for k, v in state["made_from"].items()}

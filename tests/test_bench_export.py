@@ -1,0 +1,61 @@
+"""The benches of the export: what both sides wrote is really compared, and a table goes on where it was cut off."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import export, export_table
+from popi_edge.models.gguf import Gguf
+from popi_export import source, to_onnx
+from popi_export.fuzz import Differences
+from popi_export.measure import Speed
+from popi_export.parity import Parity
+from popi_export.quantize import quantize
+from popi_export.to_gguf import write_model
+from popi_export.verify import Candidate, Report, Row
+from tests import tiny as make
+from tests import tiny_hf
+
+
+def test_files_of_the_same_tensors_are_told_from_others(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    quantize(tiny[0], tmp_path / "a.gguf", "Q8_0")
+    quantize(tiny[0], tmp_path / "b.gguf", "Q8_0")
+    quantize(tiny[0], tmp_path / "c.gguf", "F16")
+    make.llama(tmp_path / "d.gguf", layers=2)
+    same = export.same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert same == {"same_names": True, "other_bits": 0, "largest_difference": 0.0}
+    other = export.same_tensors(tmp_path / "a.gguf", tmp_path / "c.gguf")
+    assert other["other_bits"] == sum(len(t.shape) == 2 for t in Gguf(tiny[0]).tensors.values())
+    assert 0 < other["largest_difference"] < 0.1
+    assert export.same_tensors(tmp_path / "a.gguf", tmp_path / "d.gguf") == {"same_names": False}
+    files = [to_onnx.export(tiny[0], tmp_path / n, "fp32")[0] for n in ("x", "y")]
+    make.llama(tmp_path / "e.gguf", seed=4)
+    files.append(to_onnx.export(tmp_path / "e.gguf", tmp_path / "z", "fp32")[0])
+    assert export.same_logits(*files[:2])["largest_logit_difference"] == 0
+    assert export.same_logits(*files[1:])["largest_logit_difference"] > 0.1
+
+
+def test_our_side_does_the_whole_job(tmp_path: Path) -> None:
+    folder = tiny_hf.folder(tmp_path / "hf", "qwen2")
+    found = export.timed([sys.executable, "-c", export.OURS_GGUF, folder, tmp_path / "ours.gguf", "Q8_0"])
+    assert found["rc"] == 0 and found["wall_s"] > 0 and found["cpu_s"] > 0 and found["peak_rss_mb"] > 20
+    write_model(tmp_path / "f16.gguf", source.read(folder), "F16")
+    quantize(tmp_path / "f16.gguf", tmp_path / "wanted.gguf", "Q8_0")
+    assert export.same_tensors(tmp_path / "ours.gguf", tmp_path / "wanted.gguf")["other_bits"] == 0
+    with pytest.raises(SystemExit, match=r"(?s)failed: .*no such file"):
+        export.timed([sys.executable, "-c", export.OURS_GGUF, tmp_path / "none", tmp_path / "o.gguf", "F16"])
+
+
+def test_a_row_comes_back_from_its_json(tmp_path: Path) -> None:
+    c = Candidate("Q8_0", "llama.cpp", tmp_path / "m.gguf")
+    speed = Speed(1, 2, 3, 4, 5, 6, 7, 8)
+    row = Row(c, Parity(0.1, 0.9, 0.01, 11.0, 10.0, 512), 1_000, Differences(3_300, 0, "", 7), speed,
+              {"accuracy": 0.5}, {"accuracy": 0.6}, {"Q8_0": 3}, "fell back", ("x",))  # fmt: skip
+    for one in (row, Row(c, row.parity, 5)):
+        value = json.loads(json.dumps(Report("torch", (one,), export_table.Limits()).json()))["rows"][0]
+        assert export_table.restored(value, c) == one
