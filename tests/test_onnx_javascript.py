@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import onnx_javascript as js
-from popi_export import to_onnx
+from popi_export import optimum_way, to_onnx
 from tests import onnx_models as make
 from tests import tiny_hf
 
@@ -19,20 +19,26 @@ TEXT = "In 1999 we'll have 12,345 of them<|im_end|> Zwölf 😀"
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json")
 
 
-@pytest.mark.parametrize("architecture", tiny_hf.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "way"),
+    [*((a, "direct") for a in tiny_hf.ARCHITECTURES), ("llama", "optimum"), ("gemma3", "optimum")],
+)
 def test_the_same_files_give_the_same_logits_and_tokens_in_javascript(
-    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    architecture: str, way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is not installed is said; the rest must agree."""
     hf = tiny_hf.folder(tmp_path / "hf", architecture, seed=1)
-    [model, _] = to_onnx.export(make.f32(hf, tmp_path / "m.gguf"), tmp_path / "o", "fp32")
+    if way == "direct":
+        model = to_onnx.export(make.f32(hf, tmp_path / "m.gguf"), tmp_path / "o", "fp32")[0]
+    else:
+        model = optimum_way.export(hf, tmp_path / "o", "fp32")[0]
     for name in BESIDE:
         shutil.copy(hf / name, tmp_path / "o" / name)
     found = js.compare(model, MODULES, TEXT, 12, {})
     expected = {r for r in js.SCRIPTS if js.missing(r, MODULES)}
     assert {line.split(":")[0] for line in found["not_covered"]} == expected
     with capsys.disabled():
-        if expected and architecture == tiny_hf.ARCHITECTURES[0]:
+        if expected and (architecture, way) == ("llama", "direct"):
             print(f"\nnot covered in JavaScript: {', '.join(found['not_covered'])}")
     for runtime in js.SCRIPTS.keys() - expected:
         said = found[runtime]
