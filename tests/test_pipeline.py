@@ -149,7 +149,7 @@ def test_what_was_written_is_compared_and_the_table_is_in_the_bundle(
     seen = {(r["file"], r["engine"], r["adapter"]) for r in table["rows"]}
     engines = [("model-F32.gguf", "llama.cpp"), ("model-F32.gguf", "popi-onnx"), ("model-fp32.onnx", "onnxruntime")]
     assert seen == {(*e, role) for e in engines for role in (None, "infer")}
-    assert all(r["tokenizer"] == {"strings": 600, "differing": 0, "first": ""} for r in table["rows"])
+    assert all((r["tokenizer"]["strings"], r["tokenizer"]["differing"]) == (600, 0) for r in table["rows"])
     lines = (out / "table.md").read_text()
     assert "Every limit holds." in lines and lines.strip() in (out / "MODEL_CARD.md").read_text()
     assert (out / "plot.png").read_bytes()[:4] == b"\x89PNG"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from popi_edge.engines import onnx_blocks
 from popi_edge.errors import ConfigError, EngineError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import fuzz, reference, tasks, verify_report
+from popi_export import fuzz, tasks, verify_report, vocabulary
 from popi_export.fuzz import Encode
 from popi_export.imatrix import calibration_text
 from popi_export.limits import Limits
@@ -27,6 +28,7 @@ from popi_export.measure import Settings
 from popi_export.runners import LlamaRunner, Runner, TorchRunner
 from popi_export.source import Source
 from popi_export.tasks import Task
+from popi_export.to_gguf import write_lora
 from popi_export.verify import Candidate, Report, verify, windows
 
 TABLE, LINES, PLOT = "table.json", "table.md", "plot.png"
@@ -94,7 +96,7 @@ def compare(
         runtime = None
 
     def torch(role: str) -> Runner:
-        return TorchRunner(reference.torch_model(source, roles[role] if role else merge))
+        return _torch(source, roles[role] if role else merge)
 
     longest = min(source.config.context, 512)
     with closing(LlamaRunner(written.plain, context=max(512, how.window))) as native:
@@ -106,6 +108,18 @@ def compare(
             task=_task(runtime, how.pairs, longest), limits=limits, speed=Settings() if how.speed else None,
             advance=lambda what: tell(f"comparing {what}"),
         )  # fmt: skip
+
+
+def _torch(source: Source, adapter: str | None) -> Runner:
+    """The source in torch, with one of its adapters or none. Raises ModelError."""
+    if source.folder is not None:
+        return TorchRunner.folder(source.folder, source.path if adapter is not None else None)
+    assert source.file is not None
+    if adapter is None:
+        return TorchRunner.gguf(source.file.path)
+    with tempfile.TemporaryDirectory(prefix="popi-reference-", ignore_cleanup_errors=True) as folder:
+        write_lora(Path(folder) / "adapter.gguf", source.adapters[adapter], source.config, half=False)
+        return TorchRunner.gguf(source.file.path, Path(folder) / "adapter.gguf")
 
 
 def text() -> str:
@@ -122,8 +136,7 @@ def _own(source: Source, native: LlamaRunner) -> Encode:
     """How the source itself tokenizes: its folder's tokenizer.json, or llama.cpp on its file."""
     if source.folder is None:
         return lambda text, special: native.model.tokenize(text, special=special)
-    plain, heeding = (reference.tokenizer(source.folder, heed=heed) for heed in (False, True))
-    return lambda text, special: list((heeding if special else plain).encode(text, add_special_tokens=False).ids)
+    return fuzz.of_json(source.folder / vocabulary.TOKENIZER)
 
 
 def _task(tokenizer: Tokenizer | None, pairs: int, longest: int) -> Task | None:
