@@ -28,7 +28,7 @@ class Limits:
     task's figure (0 to 1) may fall. A kind that a table does not name has no limit there."""
 
     tokenizer: int = 0
-    task: float = 0.1
+    task: float = 0.125
     logits: Mapping[str, float] = _table(F32=0.01, fp32=0.01)
     kl: Mapping[str, float] = _table(
         F32=1e-6, F16=1e-4, Q8_0=0.01, Q6_K=0.02, Q5_K_M=0.05, Q4_K_M=0.1, Q4_1=0.15, Q4_0=0.2, IQ4_NL=0.15,
