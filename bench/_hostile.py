@@ -422,7 +422,7 @@ def peft_config(r: Random, m: Files, at: Path) -> Path:
     changes: list[dict[str, Any]] = [
         {"r": 2**31}, {"r": 0}, {"r": 3}, {"lora_alpha": "x"}, {"lora_alpha": 1e400}, {"peft_type": "IA3"},
         {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 9}}, {"modules_to_save": ["lm_head"]},
-        {"task_type": "SEQ_CLS"}, {"fan_in_fan_out": True},
+        {"r": -1}, {"fan_in_fan_out": True},
     ]  # fmt: skip
     if r.random() < 0.7:
         _json(folder, "adapter_config.json", r.choice(changes))

@@ -104,7 +104,7 @@ def compare(
         own = _own(source, native)
         return verify(
             candidates(written, runtime is not None), torch, texts,
-            tokenizer=own, special=fuzz.controls(plain), strings=how.strings,
+            tokenizer=own, special=fuzz.controls(plain), clean=fuzz.cleaner(plain), strings=how.strings,
             task=_task(runtime, how.pairs, longest), limits=limits, speed=Settings() if how.speed else None,
             advance=lambda what: tell(f"comparing {what}"),
         )  # fmt: skip

@@ -115,7 +115,8 @@ def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table
     manifest = pipeline.export(
         found, wanted, out, private=private, evaluation=table, force=options["force"], tell=app.note
     )
-    files = ", ".join(f"{m['file']} ({m['size']:,} bytes)" for m in manifest["models"])
+    sizes = {m["file"]: sum(e["size"] for e in (m, *m.get("beside", ()))) for m in manifest["models"]}
+    files = ", ".join(f"{file} ({size:,} bytes)" for file, size in sizes.items())
     signed = ", signed" if private is not None else ""
     if unknown := [part for part, licence in manifest["licences"].items() if licence == "not known"]:
         app.note(f"the licence of the {' and the '.join(unknown)} is not known; --licence says it")

@@ -113,6 +113,7 @@ def verify(
     *,
     tokenizer: Encode | None = None,
     special: Sequence[str] = (),
+    clean: Callable[[str], str] = str,
     strings: int = fuzz.STRINGS,
     seed: int = 0,
     task: Task | None = None,
@@ -122,7 +123,8 @@ def verify(
     advance: Callable[[str], Any] = lambda what: None,
 ) -> Report:
     """Compare every candidate with ``reference(role)`` on ``texts`` (token ids); ``tokenizer`` is the source's own,
-    with the names ``special`` of its control tokens (None: not compared); ``speed`` None: nothing is timed.
+    with the names ``special`` of its control tokens (None: not compared); ``clean`` takes out of a string what cannot
+    be compared, where no GGUF of the candidate's says it; ``speed`` None: nothing is timed.
 
     Raises ConfigError (no candidates, no texts), ModelError, EngineError where one cannot run at all.
     """
@@ -140,7 +142,7 @@ def verify(
                 before = dict(task(runner)) if task is not None else {}
             for c in (c for c in candidates if c.role == role):
                 advance(c.name)
-                rows[c] = _row(c, texts, wanted, before, tokenizer, fuzzed, task, threads)
+                rows[c] = _row(c, texts, wanted, before, tokenizer, fuzzed, task, threads, clean)
     found = []
     for c in candidates:
         row = rows[c]
@@ -164,7 +166,7 @@ def _kept(runner: Runner, texts: Texts, folder: Path) -> Iterator[Logits]:
 
 def _row(
     c: Candidate, texts: Texts, wanted: Sequence[Logits], before: Mapping[str, float], tokenizer: Encode | None,
-    fuzzed: Sequence[str], task: Task | None, threads: int,
+    fuzzed: Sequence[str], task: Task | None, threads: int, clean: Callable[[str], str],
 ) -> Row:  # fmt: skip
     tally, gguf = Tally(), Gguf(c.model) if c.model.suffix == ".gguf" else None
     with closing(open_runner(c.engine, c.model, c.adapter, threads=threads, exact=True)) as runner:
@@ -176,7 +178,7 @@ def _row(
         after = dict(task(runner)) if task is not None else {}
         split = None
         if tokenizer is not None and (own := _tokenizer(c, runner, gguf)) is not None:
-            split = fuzz.differences(fuzzed, tokenizer, own, fuzz.cleaner(gguf) if gguf is not None else str)
+            split = fuzz.differences(fuzzed, tokenizer, own, fuzz.cleaner(gguf) if gguf is not None else clean)
     types = dict(quantize.types(gguf)) if gguf is not None else {}
     note = quantize.explain(gguf, c.kind) if gguf is not None and c.kind in quantize.KINDS else ""
     return Row(c, tally.parity(), c.size, split, None, after, before, types, note)

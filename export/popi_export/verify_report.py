@@ -58,6 +58,10 @@ def _speed(r: Row) -> list[str]:
             f"{s.rss_mb:.0f}"] if s else ["–"] * 5
 
 
+def _point(r: Row) -> tuple[float, float]:
+    return r.size / 1e6, max(r.parity.kl, FLOOR)
+
+
 def plot(report: Report, path: Path) -> bool:
     """Write a picture (by the ending of ``path``) of size against mean KL; False where matplotlib is not installed.
 
@@ -72,13 +76,20 @@ def plot(report: Report, path: Path) -> bool:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for engine in dict.fromkeys(r.candidate.engine for r in report.rows):
-        rows = [r for r in report.rows if r.candidate.engine == engine]
-        axes.scatter([r.size / 1e6 for r in rows], [max(r.parity.kl, FLOOR) for r in rows], label=engine)
-        for r in rows:
-            text = r.candidate.kind + (f" + {r.candidate.role}" if r.candidate.role else "")
-            at = r.size / 1e6, max(r.parity.kl, FLOOR)
-            axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="size (MB)", ylabel="mean KL to the source (nats)", yscale="log")
+        at = [_point(r) for r in report.rows if r.candidate.engine == engine]
+        axes.scatter([x for x, _ in at], [y for _, y in at], label=engine, alpha=0.7)
+    told: set[str] = set()
+    for r in sorted(report.rows, key=lambda r: r.size):
+        text = r.candidate.kind + (f" + {r.candidate.role}" if r.candidate.role else "")
+        if text not in told:  # once a kind, in turn right and left of its first point
+            side = "right" if len(told) % 2 else "left"
+            axes.annotate(text, _point(r), xytext=(-6 if side == "right" else 6, 3), textcoords="offset points",
+                          fontsize=8, ha=side)  # fmt: skip
+            told.add(text)
+    axes.set(xlabel="size (MB)", ylabel="mean KL to the source (nats)", xscale="log", yscale="log")
+    axes.margins(x=0.15)
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda x, _: f"{x:g}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None} if path.suffix == ".png" else None)
