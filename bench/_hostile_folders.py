@@ -1,4 +1,4 @@
-"""Hostile folders for ``bench.export_hostile``: models of Hugging Face, PEFT adapters, runs. As in ``bench._hostile``."""
+"""Hostile folders for ``bench.export_hostile``: Hugging Face models, PEFT adapters, runs. As in ``bench._hostile``."""
 
 from __future__ import annotations
 
