@@ -10,5 +10,5 @@ mask_speed.py      what the closed vocabulary costs a token while decoding, agai
 guard_speed.py     what a check costs, by number of signals
 first_summary.py   cold process → first summary of 30 signals, against a bare llama.cpp process on the same tokens
 bundles.py         bundles tampered with in every way: how many are refused, and how fast
-export_hostile.py  hostile files and tampered bundles: refusals, time, memory, and readers of libraries that were reached
+export_hostile.py  hostile files and tampered bundles: refusals, time, memory, readers of libraries reached
 """

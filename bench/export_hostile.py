@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import bundles as tampered
-from bench._hostile import HOSTILE, Files
+from bench._hostile import FILES, Files
+from bench._hostile_folders import FOLDERS
 from bench._tamper import Material
 from bench._tamper_whole import ADAPTER, GRAPH, WHOLE
 from bench._tamper_zip import WAYS
@@ -37,6 +38,7 @@ from popi_edge.models import bundle as bundles
 from popi_edge.models import precheck
 
 LIMIT_MS, LIMIT_MB = 100.0, 50.0
+HOSTILE = {way.__name__: way for way in (*FILES, *FOLDERS)}
 NATIVE = (
     ("onnxruntime", "InferenceSession"), ("onnxruntime", "LoraAdapter"), ("onnxruntime", "AdapterFormat"),
     ("llama_cpp", "llama_model_load_from_file"), ("llama_cpp", "llama_adapter_lora_init"),

@@ -8,7 +8,7 @@ imatrix.py    the importance matrix, collected through llama.cpp's callback (act
 runners.py    one model on torch, llama.cpp, ONNX Runtime or popi's engines, from outside
 verify.py     every written file against a reference: parity.py fuzz.py tasks.py measure.py, limits.py → verdict
 to_onnx.py    GGUF → ONNX, nothing requantized (onnx_file.py, genai.py); optimum_way.py: from a folder, by optimum
-pipeline.py   popi export of whole models (cli.py): plan.py, what is asked for; stages.py, resumable; checks.py, compared;
+pipeline.py   popi export of whole models (cli.py): plan.py, what is asked; stages.py, resumable; checks.py, compared;
               beside.py licences.py card.py, the texts that go with it
 bundle.py     popi export of a run's adapters on a base that devices know
 """
