@@ -34,18 +34,23 @@ from popi_training.users import Want
 
 Row = dict[str, Any]
 PANEL = 100
+PERSON = {"user", "wants", "signals", "text", "classes", "others", "poles", "facts"}
+FIELDS = {"closed": PERSON, "open": PERSON, "long": PERSON | {"texts"}, "likelihood": {"couple", "signals", "others"}}
 FIGURES = ("attributes", "linkage", "same_wants", "accumulation", "entropy")
 
 
 def read(work: Path, name: str) -> list[Row]:
-    """The rows of a file. Raises ConfigError where it is not there or not whole."""
+    """The rows of a file. Raises ConfigError where it is not there, not whole, or not of ``bench.tells_write``."""
     path = work / f"{name}.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows: list[Row] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        if not rows or not all(FIELDS[name] <= row.keys() for row in rows):
+            raise ValueError
+        return rows
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}; python -m bench.tells_write makes it") from None
     except ValueError:
-        raise ConfigError(f"{path} is damaged") from None
+        raise ConfigError(f"{path} is empty, damaged or of another form") from None
 
 
 def first(rows: Sequence[Row]) -> list[Row]:

@@ -308,6 +308,8 @@ def test_the_commands_write_what_the_attackers_read_and_go_on(
     assert found["attributes"]["people"] == 8 and found["linkage"]["open"]["of"] == 3
     assert found["accumulation"]["updates"] == 20 and found["entropy"]["closed"]["people"] == 8
     assert call(tells, "--work", tmp_path / "none") == 1
+    (work / "open.jsonl").write_text('{"user": "x"}\n')
+    assert call(tells, "--work", work, "--figure", "entropy") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("bench.tells: ")
 
 
