@@ -12,8 +12,8 @@ summary can tell anybody, whatever the weights. It does NOT say what a model tha
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -96,10 +96,9 @@ def texts(lexicon: Lexicon, token_bytes: Sequence[bytes | None], limit: int) -> 
     token reaches over such a joint, which is checked. Raises ConfigError where one does.
     """
     tokens = frozenset(t for t in token_bytes if t)
-    marks = (INNER + MARKS).encode()
+    over = Joints(lexicon)
     for token in tokens:
-        over = any(a in marks or b in marks or b == 32 for a, b in itertools.pairwise(token))
-        if over and _could_follow(token, lexicon):
+        if over.crossed(token):
             raise ConfigError(f"the token {token!r} reaches over the end of a word: texts cannot be counted so")
     longest = max(map(len, tokens))
 
@@ -120,12 +119,24 @@ def texts(lexicon: Lexicon, token_bytes: Sequence[bytes | None], limit: int) -> 
     return stop
 
 
-def _could_follow(token: bytes, lexicon: Lexicon) -> bool:
-    """Whether a token's own bytes keep the rules somewhere in a text."""
-    marks = (INNER + MARKS).encode()
-    known = {c for w in lexicon.inside | lexicon.first for c in w.encode()} | {*marks, 32}
-    doubled = any((a in marks and b != 32) or (a == 32 and b in (*marks, 32)) for a, b in itertools.pairwise(token))
-    return not doubled and all(c in known for c in token)
+class Joints:
+    """Tells tokens that can stand in a text and reach over the end of a word or a mark."""
+
+    JOINT = re.compile(rb"[.,;:!?]? |[.,;:!?]\Z")
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.words = {w.encode() for w in lexicon.inside | lexicon.first}
+        self.heads = {w[:n] for w in self.words for n in range(len(w) + 1)}
+        self.tails = {w[n:] for w in self.words for n in range(len(w) + 1)}
+
+    def crossed(self, token: bytes) -> bool:
+        """Whether a token is the tail of a word (or nothing), words with joints between, and the head of one; not so a
+        mark alone, or one space and the head of a word."""
+        first, *rest = self.JOINT.split(token)
+        if not rest or (token[0] == 32 and len(rest) == 1) or len(token) == 1:
+            return False
+        *middle, last = rest
+        return first in self.tails and all(m in self.words for m in middle) and last in self.heads
 
 
 def bits(counts: Sequence[int]) -> float:
