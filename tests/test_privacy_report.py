@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import privacy, privacy_measured, privacy_network, privacy_pupa
+from bench import privacy, privacy_measured, privacy_network, privacy_pupa, privacy_tells
 from bench.privacy_units import units
 from popi_edge import prompts
 from popi_edge.doctor.watch import tools
@@ -144,3 +144,20 @@ def test_the_page_is_made_from_what_was_kept(tmp_path: Path, capsys: pytest.Capt
     kept = out.read_text("utf-8")
     assert privacy.main() == 1 and out.read_text("utf-8") == kept
     assert capsys.readouterr().err.splitlines()[-1].startswith("bench.privacy: ")
+
+
+def test_lines_on_what_a_summary_tells_say_what_was_found_and_whether_it_is_clear() -> None:
+    def rate(value: float) -> dict[str, float]:
+        return {"accuracy": value, "low": value - 0.1, "high": value + 0.1}
+
+    def found(extra: float, clear: bool) -> dict[str, Any]:
+        more = {"difference": extra, "low": extra - 0.05, "high": extra + 0.05, "clear": clear}
+        one = {"attack": rate(0.25 + extra), "guess": rate(0.25), "extra": more}
+        return dict.fromkeys(("age", "job", "place", "health", "all"), one)
+
+    told = {"people": 20, "people_open": 10, "open_differs": 3, "closed": found(0.01, False), "open": found(0.2, True),
+            "closed_same_people": found(0.0, False), "raw": found(0.6, True), "told": found(0.7, True)}  # fmt: skip
+    page = "\n".join(privacy_tells.attributes({"told": {"model": "m"}, "attributes": told}))
+    assert "closed vocabulary, over the four: 26.0% (16.0–36.0), the guess 25.0% (15.0–35.0): **+1.0 points" in page
+    assert "**+20.0 points (+15.0 to +25.0), clear**; closed on the same" in page and page.count(", clear") == 3
+    assert "control, the same attacker on the raw signals: 85.0%" in page and "3 of 10 summaries differ" in page
