@@ -30,8 +30,11 @@ SAME = ("none", "raw", "untrained_summary", "summary", "oracle_summary")
 
 
 TRAINING = corpus.FOLDER.parent
-WARM, JOINT, SECOND = (TRAINING / "adapters" / name for name in ("warm-smol", "joint-90", "joint-165"))
-BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "second": str(SECOND), "pair": DEFAULT}
+WARM, JOINT, SECOND, PAIR, FIFTH, WIDE = (
+    TRAINING / "adapters" / name
+    for name in ("warm-smol", "joint-90", "joint-165", "joint-225", "joint-269", "warm-wide")
+)
+BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "second": str(SECOND), "pair": str(PAIR), "fifth": DEFAULT}
 
 
 def manifest(bundle: Path) -> dict[str, Any]:
@@ -89,25 +92,32 @@ def test_the_joint_pair_is_of_the_committed_recipe_from_the_warm_start() -> None
 
 
 SHIPPED = TRAINING.parent / "popi_edge" / "models" / DEFAULT
-LATER = {"second": (SECOND, "popi-smol-2", JOINT), "pair": (SHIPPED, "popi-smol-3", SECOND)}
-"""Measured as → the bundle, its recipe, and the bundle that it was trained on from."""
+LATER = {
+    "second": (SECOND, "popi-smol-2", JOINT, JOINT),
+    "pair": (PAIR, "popi-smol-3", SECOND, SECOND),
+    "fifth": (FIFTH, "popi-smol-5", WIDE, PAIR),
+}
+"""Measured as → the bundle, its recipe, and the bundles whose infer and generate it was trained on from."""
 
 
 @pytest.mark.parametrize("name", list(LATER))
 def test_a_later_pair_is_of_the_committed_recipe_from_the_one_before(name: str) -> None:
-    bundle, of, before = LATER[name]
+    bundle, of, *before = LATER[name]
     path = TRAINING / "recipes" / f"{of}.toml"
-    read, made, roles = recipe.read(path), manifest(bundle)["training"], manifest(before)["roles"]
+    read, made = recipe.read(path), manifest(bundle)["training"]
+    infer, generate = (manifest(b)["roles"][role] for b, role in zip(before, ("infer", "generate"), strict=True))
     texts = {"corpus": train.corpus_hash(warm.load(read, path))}
-    starts = {"start": roles["infer"]["sha256"], "start_generate": roles["generate"]["sha256"]}
+    starts = {"start": infer["sha256"], "start_generate": generate["sha256"]}
     assert made["made_from"] == train.made_from(read, texts, BASES["smollm2-135m"].sha256, {}, "cpu") | starts
     steps = [m["step"] for m in train.read_metrics(MEASURED / f"{name}_metrics.jsonl")]
     assert steps == [*range(1, made["steps"] + 1)] and len(steps) == read.train.steps
 
 
 def test_the_next_run_can_start_from_what_is_shipped() -> None:
-    roles = manifest(SHIPPED)["roles"]
-    assert manifest(TRAINING / "adapters" / "joint-225")["roles"] == roles
+    """The inference model as the last run began with it, the generator as it ended."""
+    made, roles = manifest(SHIPPED)["training"], manifest(SHIPPED)["roles"]
+    assert manifest(WIDE)["roles"]["infer"] == roles["infer"] and manifest(FIFTH)["roles"]["generate"] == roles["generate"]
+    assert made["made_from"] == manifest(FIFTH)["training"]["made_from"] and made["kept"]
 
 
 def test_some_rows_come_out_as_they_stand_there(

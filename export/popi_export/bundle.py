@@ -48,7 +48,11 @@ OURS = {
     "21158ab9256105b68d566476f2828afdce124f3b942c3d789a177ea62b674573": "joint-90, generate",
     "391c74c93880d5b943996a058617fcf9a457dfefaaf1f5aa2e684d9049943d12": "joint-165, infer",
     "04076b7e3752b8869414f76cfee5bada725b064de0abaeedebdd3a15cd00d4d0": "joint-165, generate",
+    "8923bbd5484e80699318c1f45284e741fa9151e8e5926c9adc8b72bcc818f9cb": "joint-225, infer",
+    "0a094ff0914360dd93787457bb8842b7d57a0ddbc03d9712e9b06a05036c1eb0": "joint-225, generate",
     "c74cefca12c2f1012f971cbc5ac4d199edece13487ccb9b569073c7bc48f6240": "warm-wide, infer",
+    "a25ae8c11738de34168e13e1ab2f64f2724ebb515b0645e23b5fb135ab544d22": "joint-269, infer",
+    "50fed9b0e648aa0965cbd28db02c6ae0916942a9895bb6ac50601f31d0dc6530": "joint-269, generate",
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
