@@ -107,7 +107,7 @@ def purge(d: dict[str, Any]) -> list[str]:
     ]
 
 
-TELLS = ("python -m bench.tells_write --personas spc_valid.jsonl --work FOLDER; "
+TELLS = ("python -m bench.tells_write --personas spc_valid.jsonl --work FOLDER --asked 24 --long 5; "
          "python -m bench.tells --work FOLDER --json FILE")  # fmt: skip
 FIGURES = (
     Figure("Injected secrets", "guard_attacks.json", "python -m bench.guard_attacks", "0 of 900 past the guard",
@@ -136,9 +136,11 @@ FIGURES = (
     Figure("What a summary still tells: whose it is", "tells.json", TELLS, "none stated", tells.linkage,
            "more than a hundred people, and wants that change"),
     Figure("What a summary still tells: two who want the same", "tells.json", TELLS,
-           "½ where a summary tells nothing beyond preference", tells.same_wants, "as above"),
+           "½ where a summary tells nothing beyond preference", tells.same_wants,
+           "an attacker who learns from more than a few hundred people"),
     Figure("What a summary still tells: 50 updates of one person", "tells.json", TELLS, "none stated",
-           tells.accumulation, "an attacker made for sequences; few people, so the intervals are wide"),
+           tells.accumulation, "an attacker made for sequences (this one averages); five people: "
+           "too few to say more than that nothing large was seen"),
     Figure("What a summary still tells: how many there are", "tells.json", TELLS, "none stated", tells.entropy,
            "people of other corpora"),
     Figure("What a summary can tell at most", "tells_count.json", "python -m bench.tells_count --json FILE",

@@ -127,14 +127,14 @@ def accumulation(work: Path, seed: int) -> dict[str, Any]:
     inference by an attacker who learnt from the couples, and preferences named."""
     people, closed = read(work, "long"), read(work, "closed")
     reads = {"last": [[p["texts"][-1]] for p in people],
-             "all": [list(dict.fromkeys(t for t in p["texts"] if t)) or [""] for p in people]}  # fmt: skip
+             "all": [[t for t in p["texts"] if t] or [""] for p in people]}  # fmt: skip
     names = [str(p["user"]) for p in people]
     truth = np.array([[p["classes"][a] for a in ATTRIBUTES] for p in people])
     most_have = np.array([most([row["classes"][a] for row in closed]) for a in ATTRIBUTES])
     right = {n: (trained(closed, texts) == truth).mean(1) for n, texts in reads.items()}
     return {
         "people": len(people), "updates": len(people[0]["texts"]),
-        "different_texts": [len(t) for t in reads["all"]],
+        "different_texts": [len(set(t)) for t in reads["all"]],
         "named": {n: _named(people, texts) for n, texts in reads.items()},
         "linkage": _linked(people, closed, reads, names, seed),
         "attributes": {

@@ -27,11 +27,13 @@ PARTNERS = 20
 
 
 def named(texts: Sequence[str], row: Row) -> float:
-    """Preferences that texts name among those of a person, less those they contradict."""
-    said = {w for t in texts if t for w in probe.fitted().poles(t)}
+    """Preferences that a text names among those of a person, less those it contradicts; the mean over several."""
     wants = {Want(d, p) for d, p in row["poles"]}
-    against = {w.dimension for w in wants} & {w.dimension for w in said - wants}
-    return float(len(said & wants) - len(against))
+    found = []
+    for said in ({*probe.fitted().poles(t)} if t else set() for t in texts):
+        against = {w.dimension for w in wants} & {w.dimension for w in said - wants}
+        found.append(len(said & wants) - len(against))
+    return float(np.mean(found))
 
 
 def table(texts: Sequence[Sequence[str]], people: Sequence[Row], known: Sequence[Row]) -> Matrix:

@@ -28,7 +28,7 @@ ELSEWHERE = re.compile(r"^my (?!age|husband|goal)|\b(?:son|daughter|they|ex)\b")
 """Lines that speak of somebody else."""
 RULES: Mapping[str, Mapping[str, str]] = {
     "age": {
-        "child": r"\b(?:four|1[0-7]) years? old|\bi am four\b|third grade|high school|playground|\btoys\b|\bdolls\b"
+        "child": r"\b(?:four|1[0-7]) years? old|\bam four\b|third grade|high school|playground|\btoys\b|\bdolls\b"
                  r"|little girl|\bam a boy\b|math class|to school$",
         "young": r"\b(?:18|19|2\d)\b(?: years?| and|$)|college|\bmajor\b|graduate student|business school|homecoming",
         "grown": r"\b[345]\d years? old|thirties|early 80|first home|bought a house|three children|two kids",

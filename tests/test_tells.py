@@ -32,11 +32,11 @@ from tests.test_transfer import tiny_base, tiny_bundle
 
 SAID = {
     "age": {"child": ["I am 11 years old", "I am in third grade"], "young": ["I am 21", "At college we row"],
-            "grown": ["We bought a house, and it leaks", "I am in my thirties now"],
-            "old": ["I retired from the mill", "On stairs I feel old"]},
-    "job": {"teaching": ["A teacher of maths, that is me", "I am a librarian by the sea"],
+            "grown": ["We bought a house, and it leaks", "Thirties suit me fine"],
+            "old": ["I retired from the mill", "On stairs we feel old"]},
+    "job": {"teaching": ["A teacher of maths, that is me", "Librarian by the sea, so quiet"],
             "care": ["I am a nurse at night", "I volunteer for the blind"],
-            "trade": ["I am an electrician, mostly ships", "I am a plumber"],
+            "trade": ["Electrician, mostly on ships", "A plumber and proud of it"],
             "service": ["I am a waitress at dawn", "I sell at a supermarket"],
             "stage": ["I am a singer of old songs", "I am a wrestler in a mask"]},
     "place": {"country": ["We keep a tractor", "I live in a small town"],
@@ -45,7 +45,7 @@ SAID = {
               "abroad": ["I left somalia by boat", "We came from germany"]},
     "health": {"illness": ["I had surgery on a knee", "An allergy keeps me from nuts"],
                "exercise": ["I kayak on weekdays", "I love hiking alone"],
-               "diet": ["I am vegan since spring", "I eat kosher"],
+               "diet": ["Vegan since spring", "I eat kosher"],
                "mood": ["I feel lonely at night", "I am afraid of bees"]},
 }  # fmt: skip
 """Lines of our own for every class."""
@@ -67,7 +67,7 @@ def test_rules_give_each_line_its_class_and_others_none(personas: Path) -> None:
     for attribute, classes in SAID.items():
         for name, some in classes.items():
             assert all(labelled(text) == (attribute, name) for text in some)
-    for text in ("My father is a plumber.", "My son is in high school.", "I am a vegan nurse.", "I own a boat."):
+    for text in ("My father is a plumber.", "My son likes high school.", "A vegan nurse at night.", "I own a boat."):
         assert labelled(text) is None, text
     assert read(personas) == {a: {c: sorted(t) for c, t in some.items()} for a, some in SAID.items()}
 
