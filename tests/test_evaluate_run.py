@@ -42,6 +42,7 @@ class ToyTokenizer:
     """A word or a single other character a token; the control tokens are those of ChatML."""
 
     chat_template = TEMPLATE
+    bos = ""
     controls = ("<|im_start|>", "<|im_end|>")
     eos = 1
     eos_ids = (1,)

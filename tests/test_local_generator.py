@@ -45,6 +45,7 @@ class ByteTokenizer:
     eos_ids = (256,)
     eos = 256
     chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    bos = ""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
