@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES, con
 from popi_edge.models.names import gguf_name
 from popi_edge.models.signing import SIGNATURE
 from popi_edge.prompts import CONTRACT
+from popi_export.stages import versions
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
 from popi_training.base import lora_layers
@@ -243,7 +243,7 @@ def training(checkpoint: Checkpoint) -> dict[str, Any]:
         "alpha": recipe.lora.alpha,
         **({"schedule": recipe.joint.schedule} if recipe.method == "joint" else {}),
         "made_from": dict(checkpoint.made_from),
-        "exported_with": _versions(),
+        "exported_with": versions(PACKAGES),
     }
 
 
@@ -261,16 +261,6 @@ def licences(checkpoint: Checkpoint) -> dict[str, str]:
 def entry(file: Path) -> dict[str, Any]:
     """A file's name, size and SHA-256, for a manifest."""
     return {"file": file.name, "size": file.stat().st_size, "sha256": file_sha256(file)}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def compare(checkpoint: Checkpoint, role: str, file: Path, gguf: Gguf, shape: Shape) -> None:

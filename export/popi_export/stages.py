@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -44,10 +44,10 @@ class Stage:
         return self.folder / name
 
 
-def versions() -> dict[str, str]:
-    """The packages that an export's bytes may depend on."""
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """The versions of those that are installed; by default of what an export's bytes may depend on."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

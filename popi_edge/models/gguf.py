@@ -96,6 +96,17 @@ class Tensor:
         raise ModelError(f"tensor {self.name} is {self.type}, which this engine cannot read")
 
 
+def mapped(path: Path) -> mmap.mmap:
+    """A model's file, mapped and not read. Raises ModelError, also for an empty one."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path}: cannot be read: {e}") from None
+
+
 class _Cursor:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at, self.size = data, path, 0, len(data)
@@ -158,14 +169,7 @@ class Gguf:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise ModelError(f"{path}: there is no such file") from None
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{path}: cannot be read: {e}") from None
-        self._map = data
+        self._map = data = mapped(path)
         cursor = _Cursor(data, path)
         if cursor.take(4) != b"GGUF":
             raise cursor.fail("it does not start with GGUF")

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from popi_edge.errors import ModelError
+from popi_edge.models.gguf import mapped
 
 IDENTIFIER = b"TORT"
 VERSION = 1
@@ -88,13 +89,7 @@ class _Walk:
 
 def check(path: Path) -> list[str]:
     """The names of an adapter's parameters. Raises ModelError saying what is wrong with the file."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{path}: cannot be read: {e}") from None
+    data = mapped(path)
     walk = _Walk(data, path)
     if len(data) > MAX_FILE or data[4:8] != IDENTIFIER:
         raise walk.fail("it does not say that it is one, or is too large")

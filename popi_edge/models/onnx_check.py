@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
+from popi_edge.models.gguf import mapped
 from popi_edge.models.onnx_schema import BITS, NAMES, REFUSED, SCHEMA, STRING
 
 MAX_FILE = (1 << 31) - 1
@@ -310,13 +311,7 @@ def plain(domain: str) -> str:
 
 def check(path: Path) -> Found:
     """Walk over an ONNX file. Raises ModelError saying what is wrong with it."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{path}: cannot be read: {e}") from None
+    data = mapped(path)
     walk = _Walk(data, path)
     if len(data) > MAX_FILE:
         raise walk.fail(f"it has {len(data):,} bytes, more than protobuf can")
