@@ -20,6 +20,7 @@ from popi_edge.models import precheck
 from popi_edge.models.names import gguf_name
 from popi_export import architectures, hf, source
 from popi_export.architectures import Config
+from popi_export.beside import config_json
 from popi_export.bounded import read_json
 
 Array = NDArray[np.float32]
@@ -27,35 +28,8 @@ Array = NDArray[np.float32]
 
 def config(c: Config) -> Any:
     """transformers' configuration of such a model."""
-    t: Any = importlib.import_module("transformers")
-    shape: dict[str, Any] = {
-        "vocab_size": c.vocabulary, "hidden_size": c.hidden, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
-        "max_position_embeddings": c.context, "rms_norm_eps": c.epsilon, "rope_theta": c.rope_base,
-        "tie_word_embeddings": c.tied,
-    }  # fmt: skip
-    if c.linear != 1.0:
-        shape["rope_scaling"] = {"rope_type": "linear", "factor": c.linear}
-    if c.scaling is not None:
-        s = c.scaling
-        shape["rope_scaling"] = {
-            "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low, "high_freq_factor": s.high,
-            "original_max_position_embeddings": s.old_context,
-        }  # fmt: skip
-    match c.architecture:
-        case "llama":
-            return t.LlamaConfig(**shape)
-        case "qwen2":
-            return t.Qwen2Config(**shape)
-        case "qwen3":
-            return t.Qwen3Config(**shape)
-        case "gemma3":
-            kinds = ["sliding_attention" if x else "full_attention" for x in c.local]
-            return t.Gemma3TextConfig(
-                **shape, layer_types=kinds, sliding_window=c.window, rope_local_base_freq=c.local_base,
-                query_pre_attn_scalar=c.head_dim,
-            )  # fmt: skip
-    raise ModelError(f"torch knows no {c.architecture} here")
+    values = config_json(c)
+    return importlib.import_module("transformers").AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def _filled(c: Config, weights: Iterable[tuple[str, Callable[[], Array]]]) -> Any:
