@@ -135,6 +135,21 @@ def test_killed_at_a_random_step_it_goes_on_with_the_same_numbers(made: Path) ->
     assert alike(out, made / "whole"), f"killed at step {before}"
 
 
+def test_a_second_trainer_in_the_same_folder_is_turned_away_and_the_first_is_not_disturbed(made: Path) -> None:
+    out, said = made / "two", list[str]()
+
+    def meanwhile(step: int, *_: Any) -> None:
+        if step == 2:
+            second = child("-c", CHILD, made / "recipe.toml", out)
+            said.append(second.communicate()[1].strip().splitlines()[-1])
+
+    trainer = train.open_run(recipes.read(made / "recipe.toml"), made / "recipe.toml", config.load())
+    train.run(trainer, out, until=STEPS, minutes=None, tell=meanwhile)
+    assert said == [f"popi_edge.errors.ConfigError: another popi train is at work in {out}"]
+    assert figures(out) == figures(made / "whole") and alike(out, made / "whole")
+    assert go_on(made / "recipe.toml", out).step == STEPS
+
+
 def test_stopped_between_checkpoints_it_goes_on_with_the_same_numbers(place: Path) -> None:
     for step in (1, 4, 4, 11, STEPS):
         assert go_on(place / "recipe.toml", place / "pieces", until=step).step == step
@@ -228,7 +243,7 @@ def test_ctrl_c_is_one_line_and_the_last_checkpoint_is_whole(place: Path, popi: 
     assert (code, said, err.splitlines()[-1]) == (130, "", "popi: interrupted")
     step = train.read_checkpoint(out / train.CHECKPOINT)["step"]
     assert step >= 3 and step % 3 == 0
-    kept = {train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN, BOARD}
+    kept = {train.CHECKPOINT, train.LOCK, train.METRICS, train.RECIPE, train.RUN, BOARD}
     assert {p.name for p in out.iterdir()} in (kept, kept | {train.BEST})
 
 
@@ -350,7 +365,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     refused((running.returncode, said, err), "cannot write the checkpoint of step 6 to", "File too large")
     assert (out / train.CHECKPOINT).read_bytes() == before
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [train.BEST, train.CHECKPOINT, train.METRICS, train.RECIPE, train.RUN, BOARD]
+        [train.BEST, train.CHECKPOINT, train.LOCK, train.METRICS, train.RECIPE, train.RUN, BOARD]
     )
     assert go_on(place / "recipe.toml", out).step == STEPS
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")

@@ -10,7 +10,7 @@ from typing import Any
 from popi_edge.errors import ConfigError
 
 METRICS, CHECKPOINT, BEST, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "best.pt", "run.json", "recipe.toml"
-BOARD = "tensorboard"
+BOARD, LOCK = "tensorboard", ".lock"
 UNCOMPARED = ("seconds",)
 """Fields of a metrics line that a replay need not repeat bit for bit."""
 

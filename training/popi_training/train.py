@@ -20,7 +20,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import checkpoint_check, shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
-from popi_training.runfolder import BEST, BOARD, CHECKPOINT, METRICS, RECIPE, RUN, read_metrics, read_run
+from popi_training.runfolder import BEST, BOARD, CHECKPOINT, LOCK, METRICS, RECIPE, RUN, read_metrics, read_run
 from popi_training.team import Team
 
 Tell = Callable[[int, int, Mapping[str, Any]], None]
@@ -252,50 +252,74 @@ def digest(value: Any) -> str:
 def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, tell: Tell, workers: int = 0) -> bool:
     """Train up to step ``until``, or for so many minutes, then save; ``workers`` processes make the batches ahead.
     Returns whether the recipe's end was reached, or that of its patience."""
-    t, team, began = trainer.recipe.train, trainer.team, time.monotonic()
-    until = min(until, t.steps)
     try:
-        if (folder / CHECKPOINT).exists():
-            trainer.restore(folder)
-        team.wait()
-        if team.main:
-            _begin(trainer, folder)
-        saved = trainer.step
-        batches = iter(trainer.batches(until, workers))
-        with (
-            (folder / METRICS).open("a", encoding="utf-8") if team.main else nullcontext() as log,
-            _board(folder, trainer.step) if team.main else nullcontext() as board,
-        ):
-            while trainer.step < until and not trainer.over():
-                started = time.monotonic()
-                line = trainer.train_step(_next(batches))
-                line["seconds"] = round(time.monotonic() - started, 2)
-                if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
-                    line |= trainer.develop()
-                    if line.get("dev_loss", math.inf) < trainer.best[0]:
-                        trainer.best = (line["dev_loss"], trainer.step)
-                        trainer.save(folder, BEST)
-                if log is not None:
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    for name in line.keys() - {"step"} if board is not None else ():
-                        board.add_scalar(name, line[name], trainer.step)
-                    tell(trainer.step, until, line)
-                late = minutes is not None and time.monotonic() - began >= 60 * minutes
-                late = any(team.gather([late]))
-                if trainer.step % t.checkpoint_every == 0 or late:
-                    trainer.save(folder)
-                    saved = trainer.step
-                if late:
-                    break
-        if saved != trainer.step:
-            trainer.save(folder)
-        team.wait()
+        with _alone(trainer.team, folder):
+            _train(trainer, folder, min(until, trainer.recipe.train.steps), minutes, tell, workers)
     except OSError as e:
         raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
     except torch.OutOfMemoryError:
         raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
     return trainer.over()
+
+
+def _train(trainer: Trainer, folder: Path, until: int, minutes: float | None, tell: Tell, workers: int) -> None:
+    t, team, began = trainer.recipe.train, trainer.team, time.monotonic()
+    if (folder / CHECKPOINT).exists():
+        trainer.restore(folder)
+    team.wait()
+    if team.main:
+        _begin(trainer, folder)
+    saved = trainer.step
+    batches = iter(trainer.batches(until, workers))
+    with (
+        (folder / METRICS).open("a", encoding="utf-8") if team.main else nullcontext() as log,
+        _board(folder, trainer.step) if team.main else nullcontext() as board,
+    ):
+        while trainer.step < until and not trainer.over():
+            started = time.monotonic()
+            line = trainer.train_step(_next(batches))
+            line["seconds"] = round(time.monotonic() - started, 2)
+            if trainer.step % t.dev_every == 0 or trainer.step == t.steps:
+                line |= trainer.develop()
+                if line.get("dev_loss", math.inf) < trainer.best[0]:
+                    trainer.best = (line["dev_loss"], trainer.step)
+                    trainer.save(folder, BEST)
+            if log is not None:
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                for name in line.keys() - {"step"} if board is not None else ():
+                    board.add_scalar(name, line[name], trainer.step)
+                tell(trainer.step, until, line)
+            late = minutes is not None and time.monotonic() - began >= 60 * minutes
+            late = any(team.gather([late]))
+            if trainer.step % t.checkpoint_every == 0 or late:
+                trainer.save(folder)
+                saved = trainer.step
+            if late:
+                break
+    if saved != trainer.step:
+        trainer.save(folder)
+    team.wait()
+
+
+@contextmanager
+def _alone(team: Team, folder: Path) -> Iterator[None]:
+    """A run's folder is one trainer's at a time. Raises ConfigError, in all its processes, where it is another's."""
+    from filelock import FileLock, Timeout
+
+    lock, busy = FileLock(folder / LOCK), False
+    if team.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            busy = True
+    if any(team.gather([busy])):
+        raise ConfigError(f"another popi train is at work in {folder}")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _board(folder: Path, step: int) -> Any:
