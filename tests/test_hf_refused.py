@@ -314,12 +314,12 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "code", "value", "words"), [
-    ("llama.rope.dimension_count", 4, 8, "heads whose values or rotary part"),
-    ("llama.attention.value_length", 4, 8, "heads whose values or rotary part"),
+    ("llama.rope.dimension_count", 4, 8, "it rotates 8 of the 16 numbers of a head"),
+    ("llama.attention.value_length", 4, 8, r"attn_v.weight has the shape \[32, 64\], its metadata gives \[16, 64\]"),
     ("llama.rope.scaling.type", 8, "yarn", r"rope scaling \('yarn'\)"),
-    ("llama.block_count", 4, 4, "it has no blk.3.attn_q.weight"),
-    ("llama.block_count", 4, 2, "the tensor 'blk.2.attn_k.weight' is not one of a llama model"),
-    ("llama.feed_forward_length", 4, 64, "it has no blk.0.ffn_gate.weight of the shape"),
+    ("llama.block_count", 4, 4, "it lacks the tensor blk.3.attn_q.weight"),
+    ("llama.block_count", 4, 2, "it has a layer 2, but its metadata says 2 layers"),
+    ("llama.feed_forward_length", 4, 64, r"blk.0.ffn_gate.weight has the shape \[128, 64\]"),
     ("general.architecture", 8, "mamba", "'mamba' is not one of llama, qwen2, qwen3, gemma3"),
 ])  # fmt: skip
 def test_a_gguf_is_refused_in_one_line(
