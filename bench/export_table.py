@@ -29,13 +29,13 @@ from popi_edge.models.tokenizer import Tokenizer
 from popi_export import fuzz, quantize, tasks, to_onnx
 from popi_export.activations import collect
 from popi_export.imatrix import calibration_text
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed
 from popi_export.parity import Parity
 from popi_export.runners import TorchRunner
 from popi_export.verify import Candidate, Report, Row, judge, verify, windows
 from popi_export.verify_report import markdown, plot
 from popi_training import corpus
+from popi_training.limits import Limits
 
 WEIGHED = ("Q4_K_M", "Q4_0", "IQ4_NL")
 """Kinds that are also made with an importance matrix."""

@@ -13,13 +13,14 @@ import pytest
 from popi_edge.errors import ConfigError, EngineError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import fuzz, limits, parity, tasks, to_onnx, verify_report
+from popi_export import fuzz, parity, tasks, to_onnx, verify_report
 from popi_export.fuzz import Differences
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed, measure
 from popi_export.quantize import quantize
 from popi_export.runners import LlamaRunner, TorchRunner
 from popi_export.verify import Candidate, Report, Row, judge, verify, windows
+from popi_training import limits
+from popi_training.limits import Limits
 from tests import tiny as make
 from tests import tiny_hf
 

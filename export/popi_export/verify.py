@@ -23,11 +23,11 @@ from popi_edge.errors import ConfigError, EngineError
 from popi_edge.models.gguf import Gguf
 from popi_export import fuzz, quantize
 from popi_export.fuzz import Differences, Encode
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed, measure
 from popi_export.parity import Logits, Parity, Tally
 from popi_export.runners import LlamaRunner, Runner, open_runner
 from popi_export.tasks import Task
+from popi_training.limits import Limits
 
 Texts = Sequence[Sequence[int]]
 WINDOW, WINDOWS = 128, 4
