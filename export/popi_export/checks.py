@@ -147,7 +147,7 @@ def _task(tokenizer: Tokenizer | None, pairs: int, longest: int) -> Task | None:
         chosen: Sequence[tasks.Item] = tasks.items(tokenizer, pairs, SEED, longest=longest)
     except (ConfigError, ModelError):
         return None
-    return lambda runner: tasks.figures(runner, chosen)
+    return lambda runner: tasks.margins(runner, chosen)
 
 
 def write(report: Report, folder: Path) -> None:
