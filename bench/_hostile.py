@@ -2,9 +2,8 @@
 
 A way is ``f(random, material, folder)`` and returns what to open; its name begins with what that is (``gguf_``,
 ``lora_``, ``onnx_``, ``graph_`` adapters of ONNX Runtime, ``hf_`` folders, ``peft_`` adapters, ``run_`` checkpoints).
-Ways that change bytes at random change only what cannot be right afterwards. Of a well-formed GGUF whose sizes do not
-fit its tensors (``gguf_misfit``), whose weights are no numbers or whose template is hostile, only an export and the
-engine on ONNX Runtime can tell before a native reader; llama.cpp's own says no to the first.
+Ways that change bytes at random change only what cannot be right afterwards. That a weight is no number shows only
+where all are read, in an export; an engine says so when such a model answers.
 """
 
 from __future__ import annotations
@@ -103,10 +102,14 @@ def gguf_sizes(r: Random, m: Files, at: Path) -> Path:
 
 
 def gguf_misfit(r: Random, m: Files, at: Path) -> Path:
-    """Sizes that are possible, but not those of its tensors."""
+    """Sizes that are possible, but not those of its tensors; tensors of other names."""
     data = m.gguf.read_bytes()
     name = r.choice([b"block_count", b"embedding_length", b"attention.head_count", b"feed_forward_length"])
     value = r.choice([1, 5, 7, 33, 64, 200])
+    if r.random() < 0.3:  # a tensor by another name, of the same length: one is missing, one unknown
+        old, new = r.choice([(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"), (b"output_norm", b"output_mron"),
+                             (b"blk.2.", b"blk.9."), (b"blk.0.attn_q.weight", b"blk.0.attn_q.weighs")])  # fmt: skip
+        return put(at, "x.gguf", data.replace(old, new))
     return put(at, "x.gguf", patched(data, _place(data, b"llama." + name) + 4, struct.pack("<I", value)))
 
 

@@ -134,6 +134,18 @@ def hf_tokenizer(r: Random, m: Files, at: Path) -> Path:
     return folder
 
 
+def hf_large(r: Random, m: Files, at: Path) -> Path:
+    """A JSON file of up to 40 MB: of very many values, very deep, or one long text; each would take many times its size
+    in memory, or long to read."""
+    folder = _folder(m.hf, at)
+    unit = r.choice([b"[],", b"{},", b'"ab",', b"1.5,", b'{"a":[', b"[", b" ", b"a", '"\U0001f600",'.encode()])
+    size = r.choice([300_000, 900_000, 4_000_000, 40_000_000])
+    head, tail = r.choice([(b'{"model":[', b"1]}"), (b'{"added_tokens":[', b"1]}"), (b'{"x":"', b'"}')])
+    name = r.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json", "config.json"])
+    (folder / name).write_bytes(head + unit * (size // len(unit)) + tail)
+    return folder
+
+
 def hf_template(r: Random, m: Files, at: Path) -> Path:
     folder = _folder(m.hf, at)
     _json(folder, "tokenizer_config.json", {"chat_template": r.choice([template(r), template(r), None, 3, "", ["x"]])})
@@ -199,6 +211,6 @@ def run_pickle(r: Random, m: Files, at: Path) -> Path:
 
 
 FOLDERS: tuple[Way, ...] = (
-    hf_weights, hf_not_finite, hf_pickle, hf_config, hf_tokenizer, hf_template, hf_links, peft_config, peft_weights,
-    run_pickle,
+    hf_weights, hf_not_finite, hf_pickle, hf_config, hf_tokenizer, hf_large, hf_template, hf_links, peft_config,
+    peft_weights, run_pickle,
 )  # fmt: skip

@@ -123,10 +123,8 @@ def uses(way: str, path: Path, files: Files, settings: Settings) -> list[Callabl
     if kind == "lora":
         return [lambda: with_adapter(path, files.gguf, "llama_cpp")]
     tries = [lambda: exported(path, settings, files.hf if kind == "peft" else None)]
-    if kind == "gguf" and way not in ("gguf_not_finite", "gguf_template"):
-        tries.append(lambda: opened(path, settings, "onnx"))
-        if way != "gguf_misfit":
-            tries.append(lambda: opened(path, settings, "llama_cpp"))
+    if kind == "gguf" and way != "gguf_not_finite":
+        tries += [lambda engine=engine: opened(path, settings, engine) for engine in ("onnx", "llama_cpp")]  # type: ignore[misc]
     return tries
 
 

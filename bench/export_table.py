@@ -1,10 +1,13 @@
 """Every format and engine of an export of the base: size, load, prefill, decode, memory, KL, perplexity, task figures.
 
-    python -m bench.export_table OUT.json --work DIR [--rows N] [--pairs N] [--runs N]
+    python -m bench.export_table OUT.json --work DIR [--rows N] [--only KIND …] [--pairs N] [--longest N] [--runs N]
 
-Against torch in float32 on the dequantized base. A row that OUT.json has already is not measured again, so the table
-may be made in several sittings; OUT.md and OUT.png beside it are written anew each time. Speeds are of the machine as
-it was.
+Against torch in float32 on the dequantized base. What a row of OUT.json has already is not measured again, so the table
+may be made in several sittings; its pairs are where there were fewer than ``--pairs``, and its tokenizer where it has
+none. OUT.md and OUT.png beside it are written anew each time. Speeds are of the machine as it was.
+
+A row's tokenizer is compared with another program's: llama.cpp's with popi's, popi's own and the tokenizer.json beside
+ONNX with llama.cpp's. Pairs are of the held-out corpus, short ones: no more than ``--longest`` tokens each.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +31,17 @@ from bench.common import base
 from popi_edge.errors import PopiError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import fuzz, quantize, tasks, to_onnx
+from popi_export import beside, fuzz, quantize, source, tasks, to_onnx, vocabulary
 from popi_export.activations import collect
 from popi_export.imatrix import calibration_text
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed
+from popi_export.native import NativeModel
 from popi_export.parity import Parity
-from popi_export.runners import TorchRunner
-from popi_export.verify import Candidate, Report, Row, judge, verify, windows
+from popi_export.runners import TorchRunner, open_runner
+from popi_export.verify import Candidate, Report, Row, judge, verify, windows, with_task
 from popi_export.verify_report import markdown, plot
 from popi_training import corpus
+from popi_training.limits import KINDS, Limits
 
 WEIGHED = ("Q4_K_M", "Q4_0", "IQ4_NL")
 """Kinds that are also made with an importance matrix."""
@@ -64,13 +70,12 @@ class Remembered:
             np.save(path, self.runner().logits(ids))
         return np.load(path)
 
-    def figures(self, pairs: Sequence[tasks.Item]) -> Mapping[str, float]:
+    def margins(self, pairs: Sequence[tasks.Item]) -> tasks.Margins:
         key = hashlib.sha256(json.dumps([asdict(p) for p in pairs]).encode()).hexdigest()[:16]
-        path = self.folder / f"task-{key}.json"
+        path = self.folder / f"margins-{key}.json"
         if not path.exists():
-            path.write_text(json.dumps(tasks.figures(self.runner(), pairs)))
-        found: dict[str, float] = json.loads(path.read_text())
-        return found
+            path.write_text(json.dumps(asdict(tasks.margins(self.runner(), pairs))))
+        return tasks.Margins(**{name: tuple(values) for name, values in json.loads(path.read_text()).items()})
 
     def close(self) -> None:
         if self._runner is not None:
@@ -78,29 +83,41 @@ class Remembered:
             self._runner = None
 
 
-def candidates(model: Path, work: Path) -> Iterator[Candidate]:
-    """Every file on every engine that runs it; a file is made when its turn comes."""
-    made = {}
-    for kind in quantize.KINDS:
-        made[kind] = work / f"model-{kind}.gguf"
-        if kind == "Q4_1":
-            made[kind] = model  # its blocks as they are
-        elif not made[kind].exists():
+def candidates(model: Path, work: Path) -> Iterator[tuple[Candidate, Callable[[], None]]]:
+    """Every file on every engine that runs it, and what makes the file where it is not there."""
+    made = {kind: model if kind == "Q4_1" else work / f"model-{kind}.gguf" for kind in quantize.KINDS}
+
+    def quantized(kind: str) -> None:
+        if not made[kind].exists():
             quantize.quantize(model, made[kind], kind)
-        yield Candidate(kind, "llama.cpp", made[kind])
-        if kind in POPI:
-            yield Candidate(kind, "popi-onnx", made[kind])
-    for onnx, kind in ONNX.items():
-        path = work / f"model-{onnx}.onnx"
+
+    def graph(path: Path, onnx: str) -> None:
+        quantized(ONNX[onnx])
         if not path.exists():
-            to_onnx.export(made[kind], work, onnx)  # type: ignore[arg-type]
-        yield Candidate(onnx, "onnxruntime", path, beside=(path.with_name(path.name + ".data"),))
-    for kind in WEIGHED:
-        path = work / f"model-{kind}-imatrix.gguf"
+            to_onnx.export(made[ONNX[onnx]], work, onnx)  # type: ignore[arg-type]
+        if not (work / vocabulary.TOKENIZER).exists():
+            data = beside.files(source.read(model), Gguf(model))[vocabulary.TOKENIZER]
+            (work / vocabulary.TOKENIZER).write_bytes(data)
+
+    def weighed(path: Path, kind: str) -> None:
+        quantized("F16")
         if not path.exists():
             matrix = collect(made["F16"], calibration_text(0), tokens=4_096)
             quantize.quantize(made["F16"], path, kind, imatrix=matrix)
-        yield Candidate(kind, "llama.cpp", path)
+
+    for kind in quantize.KINDS:
+        for engine in ("llama.cpp", *(("popi-onnx",) if kind in POPI else ())):
+            yield Candidate(kind, engine, made[kind]), partial(quantized, kind)
+    for onnx in ONNX:
+        path = work / f"model-{onnx}.onnx"
+        yield (
+            Candidate(onnx, "onnxruntime", path, beside=(path.with_name(path.name + ".data"),),
+                      tokenizer=work / vocabulary.TOKENIZER),
+            partial(graph, path, onnx),
+        )  # fmt: skip
+    for kind in WEIGHED:
+        path = work / f"model-{kind}-imatrix.gguf"
+        yield Candidate(kind, "llama.cpp", path), partial(weighed, path, kind)
 
 
 def restored(value: dict[str, Any], c: Candidate) -> Row:
@@ -108,50 +125,89 @@ def restored(value: dict[str, Any], c: Candidate) -> Row:
     speed, split = value["speed"], value["tokenizer"]
     figures = Parity(**{k: value[k] for k in Parity.__dataclass_fields__})
     row = Row(c, figures, value["size"], fuzz.Differences(**split) if split else None,
-              Speed(**speed) if speed else None, value["task"], value["task_before"], value["types"],
-              value["fallback"] or "")  # fmt: skip
+              Speed(**speed) if speed else None, value["task"], value["task_before"], value.get("pairs", {}),
+              value["types"], value["fallback"] or "")  # fmt: skip
     return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, LIMITS, False)))
 
 
-def table(model: Path, out: Path, work: Path, rows: int, pairs: int, runs: int) -> Report:
-    """Add at most ``rows`` rows to what ``out`` has, and write it."""
-    gguf = Gguf(model)
-    tokenizer = Tokenizer(gguf)
-    text = "\n\n".join(r for p in corpus.load(heldout=True).pairs for r in p.replies.values())
-    texts = windows(tokenizer.encode(text[: 16 * SIZE * COUNT]), size=SIZE, count=COUNT)
-    chosen = tasks.items(tokenizer, pairs, 0, longest=400) if pairs else []
-    have = json.loads(out.read_text())["rows"] if out.exists() else []
-    found: list[Row] = []
-    reference = Remembered(model, work)
-    for c in candidates(model, work):
-        old = [r for r in have if (r["file"], r["engine"]) == (c.model.name, c.engine)]
-        if old:
-            found.append(restored(old[0], c))
-            continue
-        if rows <= 0:
-            continue
-        rows -= 1
-        print(c.name, file=sys.stderr)
+class Table:
+    """What rows are measured against, and how."""
 
-        def task(runner: Any) -> Mapping[str, float]:
-            return runner.figures(chosen) if isinstance(runner, Remembered) else tasks.figures(runner, chosen)
+    def __init__(self, model: Path, work: Path, pairs: int, longest: int, runs: int) -> None:
+        self.gguf, self.runs = Gguf(model), runs
+        tokenizer = Tokenizer(self.gguf)
+        text = "\n\n".join(r for p in corpus.load(heldout=True).pairs for r in p.replies.values())
+        self.texts = windows(tokenizer.encode(text[: 16 * SIZE * COUNT]), size=SIZE, count=COUNT)
+        self.pairs = tasks.items(tokenizer, pairs, 0, longest=longest) if pairs else []
+        self.reference = Remembered(model, work)
 
-        report = verify(
-            [c], lambda role: reference, texts, limits=LIMITS, task=task if chosen else None,
-            tokenizer=fuzz.of_runtime(gguf) if c.model.suffix == ".gguf" else None, special=fuzz.controls(gguf),
-            speed=Settings(tokens=512, decode=48, runs=runs),
-        )  # fmt: skip
-        found += report.rows
-        write(Report("torch in float32 on the dequantized base", tuple(found), LIMITS), out, runs, pairs)
-    return Report("torch in float32 on the dequantized base", tuple(found), LIMITS)
+    @cached_property
+    def native(self) -> NativeModel:
+        return NativeModel(self.gguf.path)
+
+    def encode(self, c: Candidate) -> fuzz.Encode:
+        """How another program than the candidate's tokenizes."""
+        if c.engine == "llama.cpp":
+            return fuzz.of_runtime(self.gguf)
+        return lambda text, special: self.native.tokenize(text, special=special)
+
+    def task(self, runner: Any) -> tasks.Margins:
+        return runner.margins(self.pairs) if isinstance(runner, Remembered) else tasks.margins(runner, self.pairs)
+
+    def measured(self, c: Candidate) -> Row:
+        """A whole row."""
+        return verify(
+            [c], lambda role: self.reference, self.texts, limits=LIMITS, task=self.task if self.pairs else None,
+            tokenizer=self.encode(c), special=fuzz.controls(self.gguf), clean=fuzz.cleaner(self.gguf),
+            speed=Settings(tokens=512, decode=48, runs=self.runs),
+        ).rows[0]  # fmt: skip
+
+    def lacks(self, row: Row) -> bool:
+        return row.tokenizer is None or row.pairs.get("pairs", 0) < len(self.pairs)
+
+    def completed(self, row: Row) -> Row:
+        """The row with what it lacks; its speed and its logits stay as they were measured."""
+        c = row.candidate
+        if self.pairs:
+            with closing(open_runner(c.engine, c.model, exact=True)) as runner:
+                row = with_task(row, self.task(runner), self.reference.margins(self.pairs))
+        if row.tokenizer is None and c.tokenizer is not None:
+            strings = fuzz.strings(fuzz.STRINGS, 0, fuzz.controls(self.gguf))
+            found = fuzz.differences(strings, self.encode(c), fuzz.of_json(c.tokenizer), fuzz.cleaner(self.gguf))
+            row = replace(row, tokenizer=found)
+        return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, LIMITS, True)))
 
 
-def write(report: Report, out: Path, runs: int, pairs: int) -> None:
+def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], how: Table) -> Report:
+    """Measure at most ``rows`` rows, of the kinds ``only`` where there are any, that ``out`` does not have, or not
+    whole; it is written after each."""
+    before = json.loads(out.read_text()) if out.exists() else {"rows": []}
+    have = {(r["file"], r["engine"]): r for r in before["rows"]}
+    how.runs = min(how.runs, before.get("runs", how.runs))  # as the rows have that are there
+    every = list(candidates(model, work))
+    done = {c: restored(have[key], c) for c, _ in every if (key := (c.model.name, c.engine)) in have}
+
+    def report() -> Report:
+        found = tuple(done[c] for c, _ in every if c in done)
+        return Report("torch in float32 on the dequantized base", found, LIMITS)
+
+    for c, make in every:
+        if rows > 0 and (not only or c.kind in only) and (c not in done or how.lacks(done[c])):
+            rows -= 1
+            print(c.name, file=sys.stderr)
+            make()
+            done[c] = how.completed(done[c]) if c in done else how.measured(c)
+            write(report(), out, how)
+    write(report(), out, how)
+    return report()
+
+
+def write(report: Report, out: Path, how: Table) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    about = {"machine": machine, "threads": 1, "runs": runs, "pairs": pairs,
+    about = {"machine": machine, "threads": 1, "runs": how.runs, "pairs": len(how.pairs),
              "note": "other work ran on the machine meanwhile: speeds are lower than on a quiet one"}  # fmt: skip
     out.write_text(json.dumps(about | report.json(), indent=1) + "\n")
-    said = f"{machine}; one thread, median of {runs}; {about['note']}."
+    said = f"{machine}; one thread, median of {how.runs}; {about['note']}."
     out.with_suffix(".md").write_text(markdown(report) + f"\n{said}\n")
     plot(report, out.with_suffix(".png"))
 
@@ -161,13 +217,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=99)
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=[], metavar="KIND")
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--longest", type=int, default=200, help="tokens of a pair's prompt and longer reply")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     try:
-        report = table(base(), options.out, options.work, options.rows, options.pairs, options.runs)
-        write(report, options.out, options.runs, options.pairs)
+        how = Table(base(), options.work, options.pairs, options.longest, options.runs)
+        report = table(base(), options.out, options.work, options.rows, options.only, how)
     except (PopiError, OSError) as e:
         sys.exit(f"export_table: {e}")
     print(markdown(report))

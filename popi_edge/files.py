@@ -42,7 +42,9 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, int]:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a plain file")
-        data = file.read(min(about.st_size, limit) + 1)  # it takes as much memory as it is told to read
+        if about.st_size > limit:
+            raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
+        data = file.read(about.st_size + 1)  # it takes as much memory as it is told to read
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
     if len(data) != about.st_size:

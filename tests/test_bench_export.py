@@ -56,7 +56,7 @@ def test_a_row_comes_back_from_its_json(tmp_path: Path) -> None:
     c = Candidate("Q8_0", "llama.cpp", tmp_path / "m.gguf")
     speed = Speed(1, 2, 3, 4, 5, 6, 7, 8)
     row = Row(c, Parity(0.1, 0.9, 0.01, 11.0, 10.0, 512), 1_000, Differences(3_300, 0, "", 7), speed,
-              {"accuracy": 0.5}, {"accuracy": 0.6}, {"Q8_0": 3}, "fell back")  # fmt: skip
+              {"accuracy": 0.5}, {"accuracy": 0.6}, {"pairs": 6}, {"Q8_0": 3}, "fell back")  # fmt: skip
     for one in (row, Row(c, row.parity, 5)):
         value = json.loads(json.dumps(Report("torch", (one,), export_table.LIMITS).json()))["rows"][0]
         found = export_table.restored(value, c)

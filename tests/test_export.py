@@ -128,6 +128,21 @@ def test_a_run_is_a_source_of_its_base_and_its_adapters(home: Path, run: Path, p
     assert np.abs(want - got).max() < 2e-4 * np.abs(want).max()
 
 
+def test_a_run_is_judged_by_the_limits_of_its_own_recipe(run: Path, popi: Popi, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    with (folder / "recipe.toml").open("a") as file:
+        file.write("\n[limits.logits]\nF32 = 0\n")
+    state = torch.load(folder / train.CHECKPOINT, weights_only=True)
+    state["made_from"]["recipe"] = train.recipe_hash(recipe.read(folder / "recipe.toml"))
+    torch.save(state, folder / train.CHECKPOINT)
+    words = (folder, tmp_path / "out", "--adapters", "merge", "--quant", "F32", "--verify", "quick")
+    code, _, err = popi(*words)
+    assert code == 1 and "a limit does not hold" in err and " is over 0" in err and not (tmp_path / "out").exists()
+    (tmp_path / "loose.toml").write_text("[limits.logits]\nF32 = 1\n")
+    code, _, err = popi(*words, "--limits", tmp_path / "loose.toml")
+    assert code == 0, err
+
+
 def test_a_run_can_begin_with_an_exported_adapter(home: Path, run: Path, popi: Popi, tmp_path: Path) -> None:
     """The adapter file is the restart point: what it starts from is the checkpoint rounded to float16."""
     assert popi(run, tmp_path / "out")[0] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from popi_edge.errors import ConfigError, ModelError, PopiError
 from popi_edge.models.gguf import Gguf
-from popi_export import source
+from popi_export import source, vocabulary
 from popi_export.to_gguf import write_model
 from tests import raw_gguf, tiny_hf
 
@@ -121,7 +122,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("llama", config(vocab_size=...), "vocab_size must be a whole number above 0, not None"),
     ("llama", config(rms_norm_eps=0), "rms_norm_eps must be a number above 0"),
     ("llama", config(tie_word_embeddings="yes"), "tie_word_embeddings must be true or false"),
-    ("llama", lambda p: void((p / "config.json").write_text("{" * 100_000)), "not JSON"),
+    ("llama", lambda p: void((p / "config.json").write_text("{" * 50_000)), "not JSON"),
     ("llama", lambda p: void((p / "config.json").write_text('{"a":' * 50_000)), "nested too deeply"),
     ("llama", lambda p: void((p / "config.json").write_text('{"a": 1, "a": 1}')), "the name 'a' stands twice"),
     ("llama", lambda p: void((p / "config.json").write_text('{"rope_theta": NaN}')), "NaN is no number"),
@@ -313,13 +314,41 @@ def test_nothing_there(tmp_path: Path) -> None:
         source.read(tmp_path)
 
 
+@pytest.mark.parametrize(("head", "unit", "tail", "words"), [
+    (b'{"model": [', b"[],", b"1]}", "more than 71,"), (b'{"model": {"a": [', b'"ab",', b"1]}}", "more than 71,"),
+    (b'{"model": ', b'{"a":', b"1}", "more than 71,"), (b'{"model": "', b"a", b'"}', "its model is not a BPE"),
+    (b'{"model": "', b" ,[", b'"}', "more than 71,"), (b" ", b" ", b"{}", "its model is not a BPE"),
+])  # fmt: skip
+def test_a_tokenizer_of_more_than_the_model_can_need_is_refused_in_little_memory(
+    head: bytes, unit: bytes, tail: bytes, words: str, made: Path, tmp_path: Path
+) -> None:
+    """Not parsed: what is made of ``[],`` takes thirty times its bytes. By size where it is larger still."""
+    folder = shutil.copytree(made / "llama", tmp_path / "x")
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert (1 << 16) + vocabulary.VALUES * rows in range(71_000, 72_000)
+    for size, why in ((1_000_000, words), (30_000_000, "more than 1,")):
+        (folder / "tokenizer.json").write_bytes(head + unit * (size // len(unit)) + tail)
+        tracemalloc.start()
+        with pytest.raises(ModelError, match=why):
+            source.read(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5_000_000
+
+
+def test_the_largest_real_tokenizer_is_within_the_bounds() -> None:
+    """Gemma's, made from its GGUF and indented as it is published: 33,249,960 bytes, 1,858,751 values."""
+    assert vocabulary.VALUES * 262_144 > 1_858_751 * 1.5
+    assert min(vocabulary.MAX_TOKENIZER, vocabulary.BYTES * 262_144) > 33_249_960 * 1.2
+
+
 @pytest.mark.parametrize(("key", "code", "value", "words"), [
-    ("llama.rope.dimension_count", 4, 8, "heads whose values or rotary part"),
-    ("llama.attention.value_length", 4, 8, "heads whose values or rotary part"),
+    ("llama.rope.dimension_count", 4, 8, "it rotates 8 of the 16 numbers of a head"),
+    ("llama.attention.value_length", 4, 8, r"attn_v.weight has the shape \[32, 64\], its metadata gives \[16, 64\]"),
     ("llama.rope.scaling.type", 8, "yarn", r"rope scaling \('yarn'\)"),
-    ("llama.block_count", 4, 4, "it has no blk.3.attn_q.weight"),
-    ("llama.block_count", 4, 2, "the tensor 'blk.2.attn_k.weight' is not one of a llama model"),
-    ("llama.feed_forward_length", 4, 64, "it has no blk.0.ffn_gate.weight of the shape"),
+    ("llama.block_count", 4, 4, "it lacks the tensor blk.3.attn_q.weight"),
+    ("llama.block_count", 4, 2, "it has a layer 2, but its metadata says 2 layers"),
+    ("llama.feed_forward_length", 4, 64, r"blk.0.ffn_gate.weight has the shape \[128, 64\]"),
     ("general.architecture", 8, "mamba", "'mamba' is not one of llama, qwen2, qwen3, gemma3"),
 ])  # fmt: skip
 def test_a_gguf_is_refused_in_one_line(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from popi_edge.errors import ConfigError
-from popi_training import recipe
+from popi_training import limits, recipe
+from popi_training.limits import Limits
 
 RECIPES = Path(recipe.__file__).parent.parent / "recipes"
 
@@ -34,6 +35,18 @@ def test_what_is_left_out_has_its_default_and_what_is_given_its_place(tmp_path: 
     assert made.lora == recipe.Lora() and made.seed == 0
 
 
+def test_limits_of_an_export_override_the_defaults_kind_by_kind(tmp_path: Path) -> None:
+    made = read(tmp_path, 'name = "a"\n[limits]\ntask = 0.5\n[limits.kl]\nQ4_1 = 0.3\n')
+    assert made.limits == dataclasses.replace(Limits(), task=0.5, kl={**Limits().kl, "Q4_1": 0.3})
+    assert read(tmp_path, 'name = "a"').limits == Limits()
+
+
+def test_the_kinds_are_those_that_can_be_exported() -> None:
+    from popi_export import quantize, to_onnx
+
+    assert (*quantize.KINDS, *to_onnx.KINDS) == limits.KINDS
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -41,6 +54,10 @@ def test_what_is_left_out_has_its_default_and_what_is_given_its_place(tmp_path: 
         ("name = 'a'\n[train]\nstep = 3", r"there is no key train\.step; did you mean train\.steps"),
         ("name = 'a'\n[users.kinds]\npoem = 1", "users.kinds: there is no kind 'poem'; there are comparison"),
         ("name = 'a'\n[zzz]\nx = 1", "there is no key zzz$"),
+        ("name = 'a'\n[limits]\ntokeniser = 1", r"there is no key limits\.tokeniser; there are .*tokenizer"),
+        ("name = 'a'\n[limits.kl]\nQ9 = 1", r"there is no kind limits\.kl\.Q9; there are F32, "),
+        ("name = 'a'\n[limits.kl]\nQ4_1 = nan", r"limits\.kl\.Q4_1 must be a number of at least 0"),
+        ("limits = 3\nname = 'a'", "limits must be a table"),
         ("name = 'a'\ntext = 'b'", "there is no key text"),
         ("seed = 1", "name is missing"),
         ("name = '../up'", "name must be letters"),

@@ -60,6 +60,25 @@ def test_each_runner_gives_torchs_logits_at_once_and_token_by_token(
     runner.close()
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("engine", ["torch", "llama.cpp", "onnxruntime", "popi-onnx"])
+def test_the_end_of_a_text_is_as_in_the_whole_whatever_was_read_before(
+    made: dict[str, Any], engine: str, adapter: bool
+) -> None:
+    runner = opened(made, engine, adapter)
+    other = [*IDS[:6], *reversed(IDS[6:])]
+    wanted = {tuple(text): runner.logits(text) for text in (IDS, other)}
+    for text, last in [(IDS, 5), (IDS, 5), (other, 10), (IDS, 10), (other, 3), (IDS, 1), (IDS, 16), (other, 15)] * 2:
+        found = runner.tail(text, last)
+        assert found.shape == (last, wanted[tuple(text)].shape[1])
+        assert np.abs(found - wanted[tuple(text)][-last:]).max() < 2e-3
+        if last == 3:
+            assert np.abs(runner.logits(IDS) - wanted[tuple(IDS)]).max() < 2e-3
+    runner.forget()
+    assert np.abs(runner.step(IDS[:3]) - wanted[tuple(IDS)][2]).max() < 2e-3
+    runner.close()
+
+
 def test_a_folder_with_a_peft_adapter_is_what_peft_makes_of_it(tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

@@ -13,13 +13,14 @@ import pytest
 from popi_edge.errors import ConfigError, EngineError, ModelError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_export import fuzz, limits, parity, tasks, to_onnx, verify_report
+from popi_export import fuzz, parity, tasks, to_onnx, verify_report
 from popi_export.fuzz import Differences
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed, measure
 from popi_export.quantize import quantize
 from popi_export.runners import LlamaRunner, TorchRunner
 from popi_export.verify import Candidate, Report, Row, judge, verify, windows
+from popi_training import limits
+from popi_training.limits import Limits
 from tests import tiny as make
 from tests import tiny_hf
 
@@ -208,6 +209,12 @@ class Knows:
     def __init__(self, size: int, likes: dict[tuple[int, ...], tuple[int, ...]]) -> None:
         self.size, self.likes = size, likes
 
+    def forget(self) -> None:
+        pass
+
+    def tail(self, ids: Any, last: int) -> Any:
+        return self.logits(ids)[-last:]
+
     def logits(self, ids: Any) -> Any:
         out = np.zeros((len(ids), self.size), np.float32)
         for prompt, reply in self.likes.items():
@@ -225,11 +232,16 @@ def test_task_figures_are_of_held_out_pairs_and_follow_who_follows_the_summary(b
     assert all(len(p.own) > len(p.bare) and p.a != p.b and p.own != p.other for p in pairs)
     size = len(tokenizer)
     follows = Knows(size, {p.own: p.a for p in pairs} | {p.other: p.b for p in pairs})
-    assert tasks.figures(follows, pairs) == {"accuracy": 1.0, "contrast": 1.0}  # type: ignore[arg-type]
-    deaf = Knows(size, {})
-    assert tasks.figures(deaf, pairs) == {"accuracy": 0.5, "contrast": 0.5}  # type: ignore[arg-type]
-    contrary = Knows(size, {p.own: p.b for p in pairs})
-    assert tasks.figures(contrary, pairs) == {"accuracy": 0.0, "contrast": 0.0}  # type: ignore[arg-type]
+    one, none, other = (tasks.margins(model, pairs) for model in (  # type: ignore[arg-type]
+        follows, Knows(size, {}), Knows(size, {p.own: p.b for p in pairs})))  # fmt: skip
+    assert one.figures == {"accuracy": 1.0, "contrast": 1.0}
+    assert none.figures == {"accuracy": 0.5, "contrast": 0.5}
+    assert other.figures == {"accuracy": 0.0, "contrast": 0.0}
+    assert one.prompts == tuple(p.prompt for p in pairs)
+    assert one.against(one) == pytest.approx({"pairs": 6, "same_reply": 1, "same_order": 1, "difference": 0,
+                                              "size": np.abs([one.own, one.other]).mean()})  # fmt: skip
+    apart = other.against(one)
+    assert apart["same_reply"] == apart["same_order"] == 0 and apart["difference"] > 1
     with pytest.raises(ConfigError, match="has 0 pairs of at most 5 tokens, not 6"):
         tasks.items(tokenizer, 6, 0, longest=5)
     with pytest.raises(ConfigError, match="not in this install"):
@@ -239,13 +251,23 @@ def test_task_figures_are_of_held_out_pairs_and_follow_who_follows_the_summary(b
 def test_a_task_before_and_after_stands_in_the_row(made: dict[str, Path]) -> None:
     seen: list[str] = []
 
-    def task(runner: Any) -> dict[str, float]:
+    def task(runner: Any) -> tasks.Margins:
         seen.append(runner.name)
-        return {"accuracy": 0.9 if runner.name == "torch" else 0.7}
+        own = (9.0,) * 9 + (-9.0,) if runner.name == "torch" else (9.0,) * 7 + (-8.0,) * 3
+        return tasks.Margins(own, (0.5,) * 10, tuple("ababababab"))
 
     report = verify([Candidate("Q8_0", "llama.cpp", made["q8"])], reference(made), TEXTS, limits=LOOSE, task=task)
     assert seen == ["torch", "llama.cpp"]
-    assert report.failures == ("model-Q8_0.gguf on llama.cpp: accuracy fell from 0.900 to 0.700, by more than 0.125",)
+    fell = [f"model-Q8_0.gguf on llama.cpp: {what} fell from 0.900 to 0.700, by more than 0.125"
+            for what in ("accuracy", "contrast")]  # fmt: skip
+    assert report.failures == tuple(fell)
+    pairs = report.rows[0].pairs
+    assert (pairs["pairs"], pairs["same_reply"], pairs["same_order"]) == (10, 0.8, 0.8)
+    assert pairs["difference"] == pytest.approx((17 + 17 + 1) / 20) and pairs["size"] == pytest.approx(9.5 / 2)
+    assert pairs["accuracy_low"] < 0.7 < pairs["accuracy_high"]
+    text = verify_report.markdown(report)
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "| 10 | 0.800 | 0.800 | 1.8 of 4.8 nats |" in text and "0.90 → 0.70 (0.60–0.80)" in text
 
 
 def test_a_model_of_broken_weights_is_no_figure(made: dict[str, Path], tmp_path: Path) -> None:

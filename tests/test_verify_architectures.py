@@ -10,11 +10,11 @@ import pytest
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import Gguf
 from popi_export import fuzz, source, to_onnx
-from popi_export.limits import Limits
 from popi_export.quantize import quantize
 from popi_export.runners import TorchRunner
 from popi_export.to_gguf import write_lora, write_model
 from popi_export.verify import Candidate, verify, windows
+from popi_training.limits import Limits
 from tests import tiny_hf
 
 TEXTS = windows([(11 * i + i * i) % 470 for i in range(128)], size=64)

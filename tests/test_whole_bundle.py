@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from bench import bundles as bench
 from bench._tamper_zip import zipped
 from popi_edge import config
 from popi_edge.errors import ModelError
-from popi_edge.models import bundle, manifest, onnx_adapter_check, precheck
+from popi_edge.models import bundle, hashed, manifest, onnx_adapter_check, precheck
+from popi_edge.models.bases import file_sha256
 from tests import tiny_training as small
 
 Popi = Callable[..., tuple[int, str, str]]
@@ -74,6 +76,40 @@ def test_any_bit_of_any_file_is_missed(
     with pytest.raises(ModelError) as e:
         bundle.open_bundle(at, strict)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere every file is hashed every time")
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_models_are_hashed_once_and_again_when_somebody_has_written_to_them(
+    form: str, work: Path, strict: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashed, "LARGE", 1 << 16)
+    monkeypatch.setattr(hashed, "SETTLED", -1.0)
+    strict.home.mkdir(mode=0o700)
+    times: list[str] = []
+    monkeypatch.setattr(bundle, "file_sha256", lambda p: times.append(p.name) or file_sha256(p))  # type: ignore[func-returns-value]
+    path = zipped(work) if form == "zip" else work
+    model = bundle.open_bundle(path, strict).model
+    times.clear()
+    assert bundle.open_bundle(path, strict).model == model
+    if form == "zip":  # what was unpacked was looked at while it was unpacked; the files are looked at once more
+        times.clear()
+        bundle.open_bundle(path, strict)
+    assert model.name not in times and path.name not in times and "infer.gguf" in times
+    about = model.stat()
+    with model.open("r+b") as file:
+        file.seek(about.st_size - 40)
+        byte = file.read(1)
+        file.seek(about.st_size - 40)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(model, ns=(about.st_atime_ns, about.st_mtime_ns))
+    times.clear()
+    if form == "folder":
+        with pytest.raises(ModelError, match="its SHA-256 is not the manifest's"):
+            bundle.open_bundle(path, strict)
+    else:  # unpacked anew
+        assert file_sha256(bundle.open_bundle(path, strict).model) == file_sha256(work / model.name)
+    assert model.name in times
 
 
 @pytest.mark.parametrize("engine", ["onnx", "llama_cpp"])

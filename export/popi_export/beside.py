@@ -16,7 +16,7 @@ from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import NORMALIZER, Tokenizer
 from popi_export import hf, vocabulary
 from popi_export.architectures import ACTIVATION, MODEL_TYPES, Config
-from popi_export.bounded import read_bytes, read_json
+from popi_export.bounded import MANY, read_bytes, read_json
 from popi_export.source import Source
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -82,7 +82,8 @@ def _settings(source: Source, model: Gguf) -> dict[str, Any]:
     """tokenizer_config.json, the chat template inside it."""
     template = model.need("tokenizer.chat_template", str)
     if source.folder is not None and (source.folder / vocabulary.SETTINGS).exists():
-        own = read_json(source.folder / vocabulary.SETTINGS, vocabulary.MAX_SETTINGS)
+        most = MANY + source.config.vocabulary
+        own = read_json(source.folder / vocabulary.SETTINGS, vocabulary.MAX_SETTINGS, most=most)
         return {k: v for k, v in own.items() if k not in LEFT_OUT} | {"chat_template": template}
     tokens = model.need(f"{KEY}tokens", list)
     named = {key.removesuffix("_id"): tokens[i] for key, i in special(model).items()}

@@ -23,13 +23,13 @@ from popi_edge.models.tokenizer import Tokenizer
 from popi_export import fuzz, tasks, verify_report, vocabulary
 from popi_export.fuzz import Encode
 from popi_export.imatrix import calibration_text
-from popi_export.limits import Limits
 from popi_export.measure import Settings
 from popi_export.runners import LlamaRunner, Runner, TorchRunner
 from popi_export.source import Source
 from popi_export.tasks import Task
 from popi_export.to_gguf import write_lora
 from popi_export.verify import Candidate, Report, verify, windows
+from popi_training.limits import Limits
 
 TABLE, LINES, PLOT = "table.json", "table.md", "plot.png"
 MAX_TEXT = 100_000
@@ -147,7 +147,7 @@ def _task(tokenizer: Tokenizer | None, pairs: int, longest: int) -> Task | None:
         chosen: Sequence[tasks.Item] = tasks.items(tokenizer, pairs, SEED, longest=longest)
     except (ConfigError, ModelError):
         return None
-    return lambda runner: tasks.figures(runner, chosen)
+    return lambda runner: tasks.margins(runner, chosen)
 
 
 def write(report: Report, folder: Path) -> None:

@@ -30,7 +30,7 @@ WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibratio
 @click.option("--adapters", type=click.Choice(["merge", "keep"]), help="Into the weights, or beside (default: keep).")
 @click.option("--base", type=PATH, help="Where the base of a PEFT adapter is.")
 @click.option("--verify", type=click.Choice(["full", "quick", "off"]), help="Compare with the source (default: full).")
-@click.option("--limits", metavar="FILE", type=PATH, help="Limits of the comparison (TOML).")
+@click.option("--limits", metavar="FILE", type=PATH, help="Limits of the comparison (TOML; default: the recipe's).")
 @click.option("--calibration", metavar="FILE", help="Text for an importance matrix; 'corpus': the project's own.")
 @click.option("--onnx", "way", type=click.Choice(["direct", "optimum"]), help=WAYS)
 @click.option("--licence", metavar="NAME", help="The licence of what is exported (Apache-2.0, …), or a file with it.")

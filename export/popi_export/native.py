@@ -89,6 +89,10 @@ class NativeModel:
         """Drop the cached keys and values."""
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self._context), True)
 
+    def cut(self, length: int) -> None:
+        """Keep the keys and values of the first ``length`` tokens alone."""
+        self.llama.llama_memory_seq_rm(self.llama.llama_get_memory(self._context), 0, length, -1)
+
     def feed(self, ids: Sequence[int], past: int, *, every: bool = True) -> NDArray[np.float32]:
         """Append ids after ``past`` cached tokens; logits [n, V] of ``every`` one of them, else [1, V] of the last."""
         llama, n = self.llama, len(ids)

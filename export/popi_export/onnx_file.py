@@ -6,6 +6,8 @@ weights, is larger than protobuf's two gigabytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,11 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popi_edge.engines.onnx_proto import Graph, Place
+from popi_edge.errors import ConfigError, StoreError
 
 ALIGNMENT = 4_096
 """Bytes: where a large weight begins, so that it can be mapped into memory and not read."""
 SMALL = 1_024
 """A weight of fewer bytes is kept in the graph's own file: a runtime folds small constants, and wants to see them."""
+
+
+@contextmanager
+def written(out: Path, files: Sequence[Path]) -> Iterator[None]:
+    """The block writes ``files`` into the folder ``out``, which is made; none of them is left where it fails.
+
+    Raises ConfigError where one is there already, StoreError for a full disk and the like.
+    """
+    if taken := next((f for f in files if f.exists() or f.is_symlink()), None):
+        raise ConfigError(f"{taken} is there already")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as e:
+        for path in files:
+            path.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
+        raise
 
 
 class GraphFile(Graph):

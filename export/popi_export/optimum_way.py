@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from popi_edge.errors import ConfigError, EngineError, ModelError, StoreError
+from popi_edge.errors import ConfigError, EngineError, ModelError
 from popi_edge.models import onnx_check
 from popi_export import source
+from popi_export.onnx_file import written
 
 Kind = Literal["fp32", "int8", "int4"]
 NEEDED = ("optimum", "torch", "onnx", "onnx_ir")
@@ -43,20 +44,11 @@ def export(folder: Path, out: Path, kind: Kind) -> list[Path]:
         raise ConfigError(f"{folder}: optimum exports a Hugging Face folder, not a {read.kind}")
     model = out / f"model-{kind}.onnx"
     files = [model, model.with_name(model.name + ".data")]
-    if taken := next((f for f in files if f.exists() or f.is_symlink()), None):
-        raise ConfigError(f"{taken} is there already")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with written(out, files):
         with tempfile.TemporaryDirectory(dir=out, prefix=".optimum-") as name:
             whole = _float(folder, Path(name))
             _save(whole if kind == "fp32" else _quantized(whole, kind), model)
         onnx_check.check(model)
-    except BaseException as e:
-        for path in files:
-            path.unlink(missing_ok=True)
-        if isinstance(e, OSError):
-            raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
-        raise
     return [f for f in files if f.exists()]
 
 

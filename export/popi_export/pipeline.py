@@ -25,12 +25,12 @@ from popi_export import beside, card, genai, licences, plan, quantize, stages, t
 from popi_export.activations import collect
 from popi_export.bundle import drafted, entry, refuse_taken, training
 from popi_export.imatrix import ImportanceMatrix, calibration_text
-from popi_export.limits import Limits
-from popi_export.limits import read as read_limits
 from popi_export.plan import Plan
 from popi_export.source import Source
 from popi_export.stages import Stage, Work
 from popi_export.to_gguf import write_lora, write_model
+from popi_training.limits import Limits
+from popi_training.limits import read as read_limits
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -153,11 +153,17 @@ class Export:
 
         return self.work.stage(f"onnx-{kind}", self.inputs(parent, self.adapters, way=self.plan.way), make)
 
+    def _limits(self) -> Limits:
+        """Those of the file that was given, else of the run's own recipe, else the defaults. Raises ConfigError."""
+        if self.plan.limits is not None:
+            return read_limits(self.plan.limits)
+        return cast(Limits, self.source.run.recipe.limits) if self.source.run is not None else Limits()
+
     def _verified(self) -> Stage:
         """Everything written compared with the source. Raises ModelError where a limit does not hold."""
         from popi_export import checks
 
-        limits = read_limits(self.plan.limits) if self.plan.limits is not None else Limits()
+        limits = self._limits()
         written = checks.Written(
             plain=self.plain_file,
             gguf={kind: self.models[kind][f"model-{kind}.gguf"] for kind in self.plan.gguf},

@@ -32,8 +32,13 @@ class Runner(Protocol):
     def logits(self, ids: Sequence[int]) -> Logits:
         """Next-token logits [n, V] after each of the n ids of one text; nothing is remembered of earlier calls."""
 
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        """Next-token logits [last, V] after each of the last ids of a text that has more; what stands before them is
+        not read again where the call before had the same. ``forget`` first where ``step`` was called."""
+
     def step(self, ids: Sequence[int]) -> Logits:
-        """Append ids to what ``step`` was given since ``forget``; logits [V] after the last of them."""
+        """Append ids to what ``step`` was given since ``forget``; logits [V] after the last of them. ``forget`` first
+        where ``tail`` was called."""
 
     def forget(self) -> None: ...
 
@@ -47,6 +52,7 @@ class TorchRunner:
 
     def __init__(self, model: Any) -> None:
         self._model, self._past = model, None
+        self._prefix: tuple[int, ...] = ()
 
     @classmethod
     def folder(cls, path: Path, adapter: Path | None = None) -> TorchRunner:
@@ -69,6 +75,25 @@ class TorchRunner:
             out: Logits = self._model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
         return out
 
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        import copy
+
+        import torch
+
+        prefix = tuple(ids[:-last])
+        if not prefix:
+            return self.logits(ids)
+        if prefix != self._prefix:
+            self.forget()
+            self.step(prefix)
+            self._prefix = prefix
+        with torch.inference_mode():
+            made = self._model(
+                torch.tensor([list(ids[-last:])]), past_key_values=copy.deepcopy(self._past), use_cache=True
+            )
+        out: Logits = made.logits[0].float().numpy()
+        return out
+
     def step(self, ids: Sequence[int]) -> Logits:
         import torch
 
@@ -79,7 +104,7 @@ class TorchRunner:
         return out
 
     def forget(self) -> None:
-        self._past = None
+        self._past, self._prefix = None, ()
 
     def close(self) -> None:
         self._model = self._past = None
@@ -98,12 +123,24 @@ class LlamaRunner:
 
         self.model = NativeModel(path, adapter=adapter, context=context, threads=threads, exact=exact)
         self._length = 0
+        self._prefix: tuple[int, ...] = ()
 
     def logits(self, ids: Sequence[int]) -> Logits:
         self.forget()
         out = self.model.feed(ids, 0)
         self.forget()
         return out
+
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        prefix = tuple(ids[:-last])
+        if not prefix:
+            return self.logits(ids)
+        if prefix != self._prefix:
+            self.forget()
+            self.model.feed(prefix, 0, every=False)
+            self._prefix = prefix
+        self.model.cut(len(prefix))
+        return self.model.feed(ids[-last:], len(prefix))
 
     def step(self, ids: Sequence[int]) -> Logits:
         out: Logits = self.model.feed(ids, self._length, every=False)[0]
@@ -112,7 +149,7 @@ class LlamaRunner:
 
     def forget(self) -> None:
         self.model.forget()
-        self._length = 0
+        self._length, self._prefix = 0, ()
 
     def close(self) -> None:
         self.model.close()
@@ -156,6 +193,8 @@ class OnnxRunner:
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._shapes)]
         self._cache: list[Any] = []
         self._length = 0
+        self._prefix: tuple[int, ...] = ()
+        self._read: list[Any] = []
 
     def _feed(self, ids: Sequence[int]) -> Any:
         """Logits [n, V] as an OrtValue's array; the cache grows."""
@@ -185,12 +224,25 @@ class OnnxRunner:
         self.forget()
         return out
 
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        prefix = tuple(ids[:-last])
+        if not prefix:
+            return self.logits(ids)
+        if prefix != self._prefix:
+            self.forget()
+            self._feed(prefix)
+            self._prefix, self._read = prefix, self._cache
+        self._cache, self._length = self._read, len(prefix)
+        out: Logits = np.array(self._feed(ids[-last:]), np.float32)
+        return out
+
     def step(self, ids: Sequence[int]) -> Logits:
         out: Logits = np.array(self._feed(ids)[-1], np.float32)
         return out
 
     def forget(self) -> None:
         self._cache, self._length = [], 0
+        self._prefix, self._read = (), []
 
     def close(self) -> None:
         self.forget()
@@ -211,6 +263,10 @@ class EngineRunner:
 
     def logits(self, ids: Sequence[int]) -> Logits:
         out: Logits = np.array(self.engine._feed(self.engine.lane(self._adapter), list(ids), len(ids)), np.float32)
+        return out
+
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        out: Logits = np.array(self.engine._feed(self.engine.lane(self._adapter), list(ids), last), np.float32)
         return out
 
     def step(self, ids: Sequence[int]) -> Logits:

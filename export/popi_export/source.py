@@ -115,7 +115,8 @@ def _folder(path: Path, chat_template: str | None) -> Source:
     if (path / "generation_config.json").is_file():
         ends |= _ends(read_json(path / "generation_config.json", hf.MAX_CONFIG))
     try:
-        words = vocabulary.read(path, ends, chat_template=chat_template).padded(config.vocabulary)
+        found = vocabulary.read(path, ends, chat_template=chat_template, rows=config.vocabulary)
+        words = found.padded(config.vocabulary)
     except ModelError as e:
         raise ModelError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
     fields = [*architectures.metadata(config), *words.fields()]

@@ -5,15 +5,20 @@ For a pair of replies a and b to a prompt x, liked by opposite tastes with the s
     m(z) = log p(a|z,x) − log p(b|z,x) − [ log p(a|x) − log p(b|x) ]
 
 ``accuracy`` is the mean of 1[m(z_a) > 0] and ``contrast`` that of 1[m(z_a) > m(z_b)], ties ½, as in
-``popi_training.evaluate``. Not covered: summaries that the model writes itself (``popi eval`` on the bundle).
+``popi_training.evaluate``. Two figures of so few pairs differ by chance; what tells two formats of one model apart is
+how they judge each single pair (``Margins.against``). Not covered: summaries that the model writes itself (``popi
+eval`` on the bundle).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from popi_edge import prompts
 from popi_edge.engines.base import log_softmax_at
@@ -21,8 +26,7 @@ from popi_edge.errors import ConfigError
 from popi_edge.models.tokenizer import Tokenizer
 from popi_export.runners import Runner
 
-Task = Callable[[Runner], Mapping[str, float]]
-"""Figures of a model from 0 to 1, more is better."""
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,55 @@ class Item:
     bare: tuple[int, ...]
     a: tuple[int, ...]
     b: tuple[int, ...]
+    prompt: str = ""
+    """Its name: pairs of one prompt are no independent draws."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """m(z_a) and m(z_b) of each pair in nats, and the prompt that it is of."""
+
+    own: tuple[float, ...]
+    other: tuple[float, ...]
+    prompts: tuple[str, ...]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """``accuracy`` and ``contrast``, from 0 to 1, more is better."""
+        return {name: float(values.mean()) for name, values in self._won().items()}
+
+    @property
+    def intervals(self) -> dict[str, float]:
+        """Of each a 95% interval over prompts, ``…_low`` and ``…_high``; nothing where all are of one prompt."""
+        from popi_training.evaluate.metrics import interval
+
+        found = {}
+        for name, values in self._won().items():
+            if (ends := interval(values, self.prompts)) is not None:
+                found |= {f"{name}_low": round(ends[0], 4), f"{name}_high": round(ends[1], 4)}
+        return found
+
+    def _won(self) -> dict[str, Values]:
+        from popi_training.evaluate.metrics import wins
+
+        return {"accuracy": wins(self.own), "contrast": wins(self.own, self.other)}
+
+    def against(self, reference: Margins) -> dict[str, float]:
+        """How alike two models judge the same pairs: ``pairs``; ``same_reply``, the share in which m(z_a) has the same
+        sign, and ``same_order``, in which m(z_a) and m(z_b) stand in the same order; ``difference``, the mean |m − m'|
+        over both summaries, and ``size``, the reference's own mean |m|, in nats."""
+        mine, theirs = np.array([self.own, self.other]), np.array([reference.own, reference.other])
+        return {
+            "pairs": len(self.own),
+            "same_reply": float((np.sign(mine[0]) == np.sign(theirs[0])).mean()),
+            "same_order": float((np.sign(mine[0] - mine[1]) == np.sign(theirs[0] - theirs[1])).mean()),
+            "difference": float(np.abs(mine - theirs).mean()),
+            "size": float(np.abs(theirs).mean()),
+        }
+
+
+Task = Callable[[Runner], Margins]
+"""What a model makes of pairs that are given."""
 
 
 def items(tokenizer: Tokenizer, n: int, seed: int, *, longest: int, folder: Path | None = None) -> list[Item]:
@@ -55,6 +108,7 @@ def items(tokenizer: Tokenizer, n: int, seed: int, *, longest: int, folder: Path
         item = Item(
             *(tuple(prompts.generate_ids(tokenizer, x, summary=z)) for z in (own, other, None)),
             *(tuple(prompts.reply_ids(tokenizer, pair.replies[p])) for p in (a, b)),
+            prompt=pair.prompt,
         )
         if max(map(len, (item.own, item.other))) + max(len(item.a), len(item.b)) <= longest:
             out.append(item)
@@ -64,19 +118,18 @@ def items(tokenizer: Tokenizer, n: int, seed: int, *, longest: int, folder: Path
 
 
 def likelihood(runner: Runner, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    """log p(reply | prompt) in nats, all tokens of the reply, its end among them."""
-    logits = runner.logits([*prompt, *reply[:-1]])
-    return sum(log_softmax_at(logits[len(prompt) - 1 :], reply))
+    """log p(reply | prompt) in nats, all tokens of the reply, its end among them; a prompt that comes again at once is
+    not read again."""
+    return sum(log_softmax_at(runner.tail([*prompt, *reply[:-1]], len(reply)), reply))
 
 
-def figures(runner: Runner, pairs: Sequence[Item]) -> dict[str, float]:
-    """``accuracy`` and ``contrast`` of a model on the pairs."""
-    from popi_training.evaluate.metrics import wins
-
+def margins(runner: Runner, pairs: Sequence[Item]) -> Margins:
+    """What a model makes of the pairs."""
     own, other = [], []
     for item in pairs:
-        margins = [likelihood(runner, p, item.a) - likelihood(runner, p, item.b)
-                   for p in (item.own, item.other, item.bare)]  # fmt: skip
-        own.append(margins[0] - margins[2])
-        other.append(margins[1] - margins[2])
-    return {"accuracy": float(wins(own).mean()), "contrast": float(wins(own, other).mean())}
+        found = [likelihood(runner, p, item.a) - likelihood(runner, p, item.b)
+                 for p in (item.own, item.other, item.bare)]  # fmt: skip
+        own.append(found[0] - found[2])
+        other.append(found[1] - found[2])
+    runner.forget()
+    return Margins(tuple(own), tuple(other), tuple(item.prompt for item in pairs))

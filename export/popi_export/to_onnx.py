@@ -23,10 +23,10 @@ from popi_edge.engines.adapter import Adapter, fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_blocks import FLOATS, Quantized
 from popi_edge.engines.onnx_graph import MASKED, MS, Builder
 from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64
-from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models import onnx_check, precheck
 from popi_edge.models.gguf import Gguf
-from popi_export.onnx_file import GraphFile
+from popi_export.onnx_file import GraphFile, written
 
 Kind = Literal["fp32", "int8", "int4"]
 KINDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -69,10 +69,7 @@ def export(
     model = out / f"model-{kind}.onnx"
     data = model.with_name(model.name + ".data")
     files = [model, data, *(out / f"{name}-{kind}.onnx_adapter" for name in loaded)]
-    if taken := next((f for f in files if f.exists() or f.is_symlink()), None):
-        raise ConfigError(f"{taken} is there already")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with written(out, files):
         with data.open("xb") as file:
             graph = GraphFile(file, data.name)
             builder = ModelBuilder(source, level=level, hooks=hooks, file=graph, defaults=defaults)
@@ -81,12 +78,6 @@ def export(
         for path, adapter in zip(files[2:], loaded.values(), strict=True):
             write_onnx_adapter(path, adapter, builder)
         onnx_check.check(model)
-    except BaseException as e:
-        for path in files:
-            path.unlink(missing_ok=True)
-        if isinstance(e, OSError):
-            raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
-        raise
     return files
 
 

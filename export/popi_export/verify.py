@@ -23,11 +23,11 @@ from popi_edge.errors import ConfigError, EngineError
 from popi_edge.models.gguf import Gguf
 from popi_export import fuzz, quantize
 from popi_export.fuzz import Differences, Encode
-from popi_export.limits import Limits
 from popi_export.measure import Settings, Speed, measure
 from popi_export.parity import Logits, Parity, Tally
 from popi_export.runners import LlamaRunner, Runner, open_runner
-from popi_export.tasks import Task
+from popi_export.tasks import Margins, Task
+from popi_training.limits import Limits
 
 Texts = Sequence[Sequence[int]]
 WINDOW, WINDOWS = 128, 4
@@ -60,7 +60,8 @@ class Candidate:
 @dataclass(frozen=True)
 class Row:
     """What was found of a candidate; ``types`` and ``fallback`` are of a GGUF's tensors, ``before`` are the reference's
-    task figures, ``failures`` the limits that it breaks, a line each."""
+    task figures, ``pairs`` how alike both judge each pair and the figures' intervals, ``failures`` the limits that it
+    breaks, a line each."""
 
     candidate: Candidate
     parity: Parity
@@ -69,6 +70,7 @@ class Row:
     speed: Speed | None = None
     task: Mapping[str, float] = field(default_factory=dict)
     before: Mapping[str, float] = field(default_factory=dict)
+    pairs: Mapping[str, float] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
     fallback: str = ""
     failures: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class Report:
                 "adapter": r.candidate.role or None, "size": r.size, **asdict(r.parity),
                 "tokenizer": asdict(r.tokenizer) if r.tokenizer else None,
                 "speed": asdict(r.speed) if r.speed else None, "task": dict(r.task), "task_before": dict(r.before),
+                "pairs": dict(r.pairs),
                 "types": dict(r.types), "fallback": r.fallback or None, "failures": list(r.failures),
             }
             for r in self.rows
@@ -139,7 +142,7 @@ def verify(
             with closing(reference(role)) as runner:
                 names.append(runner.name)
                 wanted = list(_kept(runner, texts, Path(folder)))
-                before = dict(task(runner)) if task is not None else {}
+                before = task(runner) if task is not None else None
             for c in (c for c in candidates if c.role == role):
                 advance(c.name)
                 rows[c] = _row(c, texts, wanted, before, tokenizer, fuzzed, task, threads, clean)
@@ -165,7 +168,7 @@ def _kept(runner: Runner, texts: Texts, folder: Path) -> Iterator[Logits]:
 
 
 def _row(
-    c: Candidate, texts: Texts, wanted: Sequence[Logits], before: Mapping[str, float], tokenizer: Encode | None,
+    c: Candidate, texts: Texts, wanted: Sequence[Logits], before: Margins | None, tokenizer: Encode | None,
     fuzzed: Sequence[str], task: Task | None, threads: int, clean: Callable[[str], str],
 ) -> Row:  # fmt: skip
     tally, gguf = Tally(), Gguf(c.model) if c.model.suffix == ".gguf" else None
@@ -175,13 +178,20 @@ def _row(
             if found.shape[1] != logits.shape[1]:
                 raise EngineError(f"{c.name}: {found.shape[1]} logits where the reference has {logits.shape[1]}")
             tally.add(np.asarray(logits), found, ids)
-        after = dict(task(runner)) if task is not None else {}
+        judged = task(runner) if task is not None else None
         split = None
         if tokenizer is not None and (own := _tokenizer(c, runner, gguf)) is not None:
             split = fuzz.differences(fuzzed, tokenizer, own, fuzz.cleaner(gguf) if gguf is not None else clean)
     types = dict(quantize.types(gguf)) if gguf is not None else {}
     note = quantize.explain(gguf, c.kind) if gguf is not None and c.kind in quantize.KINDS else ""
-    return Row(c, tally.parity(), c.size, split, None, after, before, types, note)
+    row = Row(c, tally.parity(), c.size, split, types=types, fallback=note)
+    return with_task(row, judged, before) if judged is not None and before is not None else row
+
+
+def with_task(row: Row, judged: Margins, before: Margins) -> Row:
+    """The row with what its model and the reference make of the same pairs."""
+    alike = judged.against(before) | judged.intervals
+    return replace(row, task=judged.figures, before=before.figures, pairs=alike)
 
 
 def _tokenizer(c: Candidate, runner: Runner, gguf: Gguf | None) -> Encode | None:

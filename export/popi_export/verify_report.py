@@ -9,6 +9,7 @@ from popi_export.verify import Report, Row
 
 HEAD = ("file", "engine", "adapter", "MB", "mean KL", "greedy", "logits", "perplexity", "tokenizer")
 SPEED = ("load s", "prefill", "decode", "a CPU second", "RSS MB")
+PAIRS = ("pairs", "same reply", "same order", "margin off by")
 FLOOR = 1e-9
 """KL is drawn on a logarithmic scale, and nothing lower than this."""
 
@@ -17,16 +18,20 @@ def markdown(report: Report) -> str:
     """One line a candidate, what fell back, and the verdict."""
     timed = any(r.speed for r in report.rows)
     tasks = list(dict.fromkeys(name for r in report.rows for name in r.before))
-    head = [*HEAD, *tasks, *(SPEED if timed else ()), "within limits"]
+    paired = any(r.pairs for r in report.rows)
+    head = [*HEAD, *tasks, *(PAIRS if paired else ()), *(SPEED if timed else ()), "within limits"]
     lines = [_line(head), _line(["---"] * len(head))]
-    lines += [_line([*_figures(r), *_tasks(r, tasks), *(_speed(r) if timed else ()), "no" if r.failures else "yes"])
-              for r in report.rows]  # fmt: skip
+    lines += [_line([*_figures(r), *_tasks(r, tasks), *(_pairs(r) if paired else ()), *(_speed(r) if timed else ()),
+                     "no" if r.failures else "yes"]) for r in report.rows]  # fmt: skip
     first = report.rows[0]
     notes = [
         f"Against {report.reference} on {first.parity.positions:,} positions, perplexity there "
         f"{first.parity.reference_perplexity:.4f}. KL in nats a position; greedy: share of positions with the same "
         "likeliest token; logits: largest difference.",
-        *(["Tasks are the figure before → after."] if tasks else []),
+        *(["Tasks are the figure before → after (95% interval over prompts)."] if tasks else []),
+        *(["Same reply, same order: the share of pairs of which the file prefers the same reply as the reference does, "
+           "and has the same one of two opposite summaries in front. Margin off by: how far the margin between the "
+           "replies is from the reference's, the mean over pairs, beside the mean size of its own."] if paired else []),
         *(["Prefill and decode in tokens a second, then both a second of processor time; memory of the whole process."]
           if timed else []),
         *dict.fromkeys(f"{r.candidate.model.name}: {r.fallback}." for r in report.rows if r.fallback),
@@ -49,7 +54,21 @@ def _figures(r: Row) -> list[str]:
 
 
 def _tasks(r: Row, names: list[str]) -> list[str]:
-    return [f"{r.before[n]:.2f} → {r.task[n]:.2f}" if n in r.before and n in r.task else "–" for n in names]
+    return [f"{r.before[n]:.2f} → {r.task[n]:.2f}{_interval(r, n)}" if n in r.before and n in r.task else "–"
+            for n in names]  # fmt: skip
+
+
+def _interval(r: Row, name: str) -> str:
+    low, high = (r.pairs.get(f"{name}_{end}") for end in ("low", "high"))
+    return f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else ""
+
+
+def _pairs(r: Row) -> list[str]:
+    p = r.pairs
+    if not p:
+        return ["–"] * len(PAIRS)
+    shares = [f"{p[name]:.3f}" for name in ("same_reply", "same_order")]
+    return [f"{p['pairs']:.0f}", *shares, f"{p['difference']:.2g} of {p['size']:.2g} nats"]
 
 
 def _speed(r: Row) -> list[str]:

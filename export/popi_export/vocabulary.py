@@ -25,11 +25,16 @@ from popi_edge.models.template import MAX_LENGTH
 from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, SPLITS, byte_alphabet
 from popi_export import spm
 from popi_export.architectures import ARRAY, BOOL, Field
-from popi_export.bounded import read_bytes, read_json
+from popi_export.bounded import MANY, read_bytes, read_json
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 1 << 26, 1 << 23, MAX_LENGTH
+MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 40 << 20, 1 << 21, MAX_LENGTH
+"""The largest real tokenizer.json is Gemma's: 33 MB for 262,144 tokens, its tokenizer_config.json 1.2 MB. What is
+larger than the model's own vocabulary can need is refused unread; what is not takes what a right one takes, a second
+and 300 MB at Gemma's size, a tenth of each for 40,000 tokens."""
 MAX_TOKENS = 1 << 20
+BYTES, VALUES = 256, 12
+"""A token of the largest real ones takes 134 bytes and 7.6 values, its share of the merges included."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 NEWER = (
     (0x1C89, 0x1C8A), (0xA7CB, 0xA7CD), (0xA7DA, 0xA7DC), (0x105C0, 0x105F3), (0x10D40, 0x10D49), (0x10D4A, 0x10D65),
@@ -103,15 +108,17 @@ class Vocabulary:
         return out
 
 
-def read(folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = None) -> Vocabulary:
+def read(
+    folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = None, rows: int = MAX_TOKENS
+) -> Vocabulary:
     """A folder's tokenizer. ``ends`` are ids that its configs name as the end of a reply; ``chat_template`` is one to
-    use instead of the folder's own.
+    use instead of the folder's own; ``rows`` those of the embedding, which bound how large the files may be.
 
     Raises ModelError where anything about it is missing or not known to tokenize alike in llama.cpp.
     """
     path = folder / TOKENIZER
-    value = read_json(path, MAX_TOKENIZER)
-    settings = read_json(folder / SETTINGS, MAX_SETTINGS) if (folder / SETTINGS).exists() else {}
+    value = read_json(path, min(MAX_TOKENIZER, (1 << 20) + BYTES * rows), most=MANY + VALUES * rows)
+    settings = read_json(folder / SETTINGS, MAX_SETTINGS, most=MANY + rows) if (folder / SETTINGS).exists() else {}
     if settings.get("auto_map"):
         raise ModelError(f"{folder / SETTINGS}: it wants code from its own repository to be run; that is never done")
     template = chat_template if chat_template is not None else _template(folder, settings)
@@ -199,31 +206,38 @@ def _tokens(model: Mapping[str, Any], added: Any, path: Path) -> tuple[list[str]
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not isinstance(added, list):
         raise ModelError(f"{path}: its vocabulary is not an object")
-    by_id: dict[int, tuple[str, int]] = {}
-    for token, i in vocab.items():
-        if type(i) is not int or not 0 <= i < MAX_TOKENS or i in by_id or not token:
-            raise ModelError(f"{path}: token {token!r:.60} has the id {i!r:.30}")
-        by_id[i] = token, NORMAL
+    by_id = {i: token for token, i in vocab.items()} if set(map(type, vocab.values())) <= {int} else {}
+    if len(by_id) != len(vocab) or "" in vocab or (by_id and not 0 <= min(by_id) <= max(by_id) < MAX_TOKENS):
+        seen: set[int] = set()
+        token, i = next((t, i) for t, i in vocab.items()
+                        if not t or not _is_id(i) or i in seen or seen.add(i))  # type: ignore[func-returns-value]  # fmt: skip
+        raise ModelError(f"{path}: token {token!r:.60} has the id {i!r:.30}")
+    kinds: dict[int, int] = {}
     for entry in added:
-        token, i, kind = _added(entry, path)
-        if (by_id[i][0] if i in by_id else token) != token or vocab.get(token, i) != i:
+        token, i, kinds[i] = _added(entry, path)
+        if by_id.get(i, token) != token or vocab.get(token, i) != i:
             raise ModelError(f"{path}: the added token {token!r:.60} has the id of another token")
-        by_id[i] = token, kind
+        by_id[i] = token
     if not by_id or max(by_id) >= 2 * len(by_id) + 1024:
         raise ModelError(f"{path}: its token ids are full of holes")
     holes = [i for i in range(max(by_id) + 1) if i not in by_id]
-    by_id |= {i: (f"[PAD{i}]", UNUSED) for i in holes}
-    tokens = [by_id[i][0] for i in range(len(by_id))]
+    by_id |= {i: f"[PAD{i}]" for i in holes}
+    kinds |= dict.fromkeys(holes, UNUSED)
+    tokens = [by_id[i] for i in range(len(by_id))]
     if len(set(tokens)) != len(tokens):
         raise ModelError(f"{path}: a token stands twice in its vocabulary")
-    if any("\0" in t for t in tokens):
+    if "\0" in "".join(tokens):
         raise ModelError(f"{path}: a token has a NUL in it, where llama.cpp would end it")
-    types = [by_id[i][1] for i in range(len(by_id))]
+    types = [kinds.get(i, NORMAL) for i in range(len(by_id))]
     notes = [f"{len(holes)} ids have no token"] if holes else []
-    odd = [t for t, kind in zip(tokens, types, strict=True) if kind == NORMAL and t in ENDS | OTHERS]
-    if odd:
+    odd = [t for t in tokens if t in ENDS or t in OTHERS]
+    if odd := [t for t in odd if types[tokens.index(t)] == NORMAL]:
         notes.append(f"llama.cpp makes {', '.join(odd)} control tokens, which are plain ones here")
     return tokens, types, notes
+
+
+def _is_id(i: Any) -> bool:
+    return type(i) is int and 0 <= i < MAX_TOKENS
 
 
 def _added(entry: Any, path: Path) -> tuple[str, int, int]:
@@ -231,7 +245,7 @@ def _added(entry: Any, path: Path) -> tuple[str, int, int]:
     if not isinstance(entry, dict):
         raise ModelError(f"{path}: an added token is not an object")
     token, i = entry.get("content"), entry.get("id")
-    if not isinstance(token, str) or not token or type(i) is not int or not 0 <= i < MAX_TOKENS:
+    if not isinstance(token, str) or not token or not _is_id(i):
         raise ModelError(f"{path}: the added token {token!r:.60} has the id {i!r:.30}")
     if on := [flag for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]:
         raise ModelError(f"{path}: the added token {token!r:.60} has {on[0]}, which llama.cpp would not heed")
@@ -250,14 +264,15 @@ def _merges(model: Mapping[str, Any], tokens: set[str], path: Path, *, spaces: b
         raise ModelError(f"{path}: byte_fallback does not go with its pre-tokenizer")
     out = []
     for merge in found:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
+        pair = merge.split(" ") if type(merge) is str else merge
+        if type(pair) is not list or len(pair) != 2 or not type(pair[0]) is type(pair[1]) is str or "" in pair:
             raise ModelError(f"{path}: the merge {merge!r:.60} is not two tokens")
-        if not (pair[0] in tokens and pair[1] in tokens and pair[0] + pair[1] in tokens):
+        first, second = pair
+        if not (first in tokens and second in tokens and first + second in tokens):
             raise ModelError(f"{path}: the merge {merge!r:.60} is of or to no token")
-        if " " in pair[0] + pair[1] and not spaces:
+        if not spaces and (" " in first or " " in second):
             raise ModelError(f"{path}: the merge {merge!r:.60} has a space in a token")
-        out.append((pair[0], pair[1]))
+        out.append((first, second))
     return out
 
 

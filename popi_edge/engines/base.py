@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from popi_edge.errors import ConfigError, EngineError
+from popi_edge.errors import ConfigError, EngineError, ModelError
 from popi_edge.models.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
@@ -115,6 +115,18 @@ class Lane:
     state: Any = None
 
 
+
+
+def check_template(tokenizer: Tokenizer, model: Path) -> None:
+    """Try the model's chat template, where it has one, before a library opens the file. Raises ModelError."""
+    if tokenizer.chat_template.strip():
+        from popi_edge.models.template import render
+
+        turns = [{"role": "user", "content": "x"}]
+        try:
+            render(tokenizer.chat_template, turns, add_generation_prompt=True, bos_token=tokenizer.bos, eos_token="")
+        except ModelError as e:
+            raise ModelError(f"{model}: {e}") from None
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge.engines.adapter import read_adapter
-from popi_edge.engines.base import BaseEngine, Floats, Lane
+from popi_edge.engines.base import BaseEngine, Floats, Lane, check_template
 from popi_edge.engines.prefix import read_prefix, write_prefix
 from popi_edge.engines.threads import default_threads
 from popi_edge.errors import EngineError, ModelError
@@ -44,6 +44,7 @@ class LlamaCppEngine(BaseEngine):
         gguf = precheck.model(model)  # our bounded reader sees the file before a native parser does
         self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
+        check_template(self.tokenizer, model)
         self._hashes = {name: read_adapter(path, gguf).sha256 for name, path in self._adapters.items()}
         self._threads, self._exact = threads or default_threads(), exact
         llama.llama_log_set(_quiet, ctypes.c_void_p(0))

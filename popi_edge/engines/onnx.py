@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from popi_edge.engines.adapter import fused, hooks_of, read_adapter
-from popi_edge.engines.base import BaseEngine, Floats, Lane
+from popi_edge.engines.base import BaseEngine, Floats, Lane, check_template
 from popi_edge.engines.onnx_blocks import Quantized, repack, values
 from popi_edge.engines.onnx_graph import Builder
 from popi_edge.engines.onnx_shape import Shape
@@ -52,6 +52,7 @@ class OnnxEngine(BaseEngine):
         gguf = precheck.model(model)
         self._gguf = gguf
         self.tokenizer = Tokenizer(gguf)
+        check_template(self.tokenizer, model)
         self.shape = Shape.of(gguf)
         self.context_length = min(self.shape.context, MAX_CONTEXT)
         self._loaded = {name: read_adapter(path, gguf) for name, path in self._adapters.items()}

@@ -2,8 +2,8 @@
 
 Covered: folders and zips of them; a signature over the manifest; sizes, SHA-256 and headers of every file; nothing in
 the folder but what the manifest lists; a base by name and hash. Without ``trusted_keys`` hashes show damage only. Texts
-and pictures of a whole-model bundle are hashed and never parsed. Not covered: ONNX models run in other programs, not
-here.
+and pictures of a whole-model bundle are hashed and never parsed; a large file is hashed again when anything about it
+has changed (``hashed``). Not covered: ONNX models run in other programs, not here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,7 @@ from popi_edge.errors import ModelError
 from popi_edge.files import read_regular, whole_file
 from popi_edge.models import archive
 from popi_edge.models.bases import BASES, file_sha256, locate
+from popi_edge.models.hashed import Hashed
 from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, Contents, Model, contents, parse
 from popi_edge.models.signing import MAX_SIGNATURE, SIGNATURE, insist, sign
 from popi_edge.summarize import Decoding
@@ -118,12 +119,15 @@ def _small(path: Path, limit: int) -> bytes:
         raise ModelError(f"{path}: {e.strerror}") from None
 
 
-def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) -> Verified:
+def verified(
+    folder: Path, trusted: Sequence[str] = (), *, signed: bool = True, sha256: Callable[[Path], str] | None = None
+) -> Verified:
     """Verify a bundle's folder: signature, manifest, the list of files, their sizes, hashes and headers, in this order.
 
     With ``trusted`` keys one of them must have signed it, else nothing but ``manifest.sig`` is parsed. ``signed=False``
-    does not look at the signature (it is about to be replaced). Raises ModelError naming file and fault. Not covered:
-    somebody who changes the files between this and their use.
+    does not look at the signature (it is about to be replaced). ``sha256`` gives a file's hash (by default it is made
+    anew). Raises ModelError naming file and fault. Not covered: somebody who changes the files between this and their
+    use.
     """
     from popi_edge.models import onnx_adapter_check, precheck
 
@@ -144,7 +148,7 @@ def verified(folder: Path, trusted: Sequence[str] = (), *, signed: bool = True) 
     if extra := sorted(there.keys() - listed.files.keys() - {MANIFEST, SIGNATURE}):
         raise ModelError(f"{folder}: {extra[0]!r:.80} is not in the manifest; not used")
     for name, entry in sorted(listed.files.items()):
-        if file_sha256(folder / name) != entry.sha256:
+        if (sha256 or file_sha256)(folder / name) != entry.sha256:
             raise ModelError(f"{folder / name}: its SHA-256 is not the manifest's; damaged")
     for name in sorted({entry.file for entry in listed.adapters.values()}):
         precheck.adapter(folder / name)
@@ -200,7 +204,12 @@ def with_base(found: Verified, settings: Settings) -> Bundle:
 
 def read_bundle(folder: Path, settings: Settings) -> Bundle:
     """Verify a bundle's folder, under the user's ``trusted_keys``, and find its base. Raises ModelError."""
-    return with_base(verified(folder, settings.trusted_keys), settings)
+    return with_base(verified(folder, settings.trusted_keys, sha256=_hashed(settings).sha256), settings)
+
+
+def _hashed(settings: Settings) -> Hashed:
+    """Large files are hashed again only when they have changed since."""
+    return Hashed(settings.home, file_sha256)
 
 
 def kept(path: Path, settings: Settings) -> Verified:
@@ -210,10 +219,11 @@ def kept(path: Path, settings: Settings) -> Verified:
     """
     make_home(settings.home)
     place = make_folder(settings.home / "bundles")
-    folder, trusted = place / file_sha256(path), settings.trusted_keys
+    hashed, trusted = _hashed(settings), settings.trusted_keys
+    folder = place / hashed.sha256(path)
     if folder.is_dir():
         try:
-            return verified(folder, trusted)
+            return verified(folder, trusted, sha256=hashed.sha256)
         except ModelError:  # damaged since, or no longer trusted: what the zip holds decides
             shutil.rmtree(folder, ignore_errors=True)
     with archive.unpacked(path, trusted, beside=place) as draft:

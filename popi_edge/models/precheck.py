@@ -1,8 +1,8 @@
 """Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF or ONNX, model or adapter.
 
-Counts, lengths, types, offsets, nesting and names are checked in bounded memory and time; nothing of the weights is
-read. Not covered: what the weights compute, memory that a well-formed model needs while it runs, and whoever writes to
-the file between this and its use.
+Counts, lengths, types, offsets, nesting and names are checked in bounded memory and time, and that sizes and tensors
+fit each other (``fit``); nothing of the weights is read. Not covered: what the weights compute, memory that a
+well-formed model needs while it runs, and whoever writes to the file between this and its use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
-from popi_edge.models import onnx_adapter_check, onnx_check
+from popi_edge.models import fit, onnx_adapter_check, onnx_check
 from popi_edge.models.gguf import ARRAY, STRING, Gguf
 
 INTEGERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
@@ -64,6 +64,7 @@ def model(path: Path) -> Gguf:
         if file.types.get(key, 6) not in FLOATS or not low <= value <= high:
             raise ModelError(f"{path}: {key} is absurd ({str(value)[:40]})")
     _vocabulary(file)
+    fit.check(file)
     return file
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError
+from popi_training import limits
+from popi_training.limits import Limits
 from popi_training.users import KINDS, Mix
 
 MAX_STEPS = 1_000_000
@@ -156,7 +158,7 @@ ROLLOUTS = ("transformers", "vllm")
 @dataclass(frozen=True)
 class Recipe:
     """A run: what, on which base, from which data, how. ``method``: ``warm_start`` (supervised, of the role ``infer``)
-    or ``joint`` (both roles)."""
+    or ``joint`` (both roles). ``limits``: what an export of it as whole models may lose."""
 
     name: str
     seed: int = 0
@@ -170,6 +172,7 @@ class Recipe:
     users: Mix = field(default_factory=Mix)
     train: Schedule = field(default_factory=Schedule)
     joint: Joint = field(default_factory=Joint)
+    limits: Limits = field(default_factory=Limits)
     text: str = ""
 
 
@@ -213,6 +216,8 @@ def _made(kind: Any, table: Any, where: str, prefix: str) -> Any:
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     """``value`` as the field's type; whole numbers will do for floats. Raises ConfigError naming the key."""
+    if hint is Limits:
+        return limits.parse(value, where)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key} must be a table")

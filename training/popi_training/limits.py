@@ -1,4 +1,7 @@
-"""How much an export may lose: limits by kind of file, defaults that a recipe's table ``[limits]`` overrides."""
+"""How much an export of a run may lose: limits by kind of file, defaults that a recipe's table ``[limits]`` overrides.
+
+``popi export`` judges by them what it wrote (``popi_export.verify``), of other checkpoints too.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError
-from popi_export.quantize import KINDS as GGUF_KINDS
 
-KINDS = (*GGUF_KINDS, "fp32", "int8", "int4")
+KINDS = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_NL", "fp32", "int8", "int4")
+"""Kinds of file: those of GGUF, then those of ONNX."""
 TABLES = ("logits", "kl", "agreement", "perplexity")
 
 
