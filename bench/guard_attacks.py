@@ -6,7 +6,8 @@
 (``bench.attack_styles``): 300 are made of ordinary words alone, 600 are names, places, passwords, cards, phone numbers
 and codes. A secret counts as past when the summary passes and its receiver reads the secret in it. ``lexicon`` is
 what the closed vocabulary alone would let be written (words, not form), ``rules`` is the guard without its lexicon
-rule. The styles of ``bench.attack_beyond`` are counted apart. Prints JSON. Secrets, styles and summaries are made up.
+rule. The styles of ``bench.attack_beyond`` are counted apart, and so is ``later``: the 600 of ``bench.attack_later``,
+sentences that the rules were not made with. Prints JSON. Secrets, styles and summaries are made up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bench import attack_later
 from bench.attack_beyond import BEYOND
 from bench.attack_secrets import Secret, digits, letters, ordinary
 from bench.attack_styles import SIGNS, WORDS, Style
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     carried, beyond = cases((*WORDS, *SIGNS), seed), cases(BEYOND, seed)
-    by_style, apart = judge(carried, seed), judge(beyond, seed)
+    by_style, apart, later = judge(carried, seed), judge(beyond, seed), judge(attack_later.cases(seed), seed)
     result: dict[str, Any] = {
         "seed": seed,
         "styles": len(by_style),
@@ -106,6 +108,7 @@ def main() -> None:
         "by_style": by_style,
         "by_kind": kinds(carried, seed),
         "beyond": {"total": total(apart), "by_style": apart},
+        "later": {"total": total(later), "by_style": later},
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
 

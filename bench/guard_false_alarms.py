@@ -9,6 +9,8 @@
 ``store``      right summaries against the signals of 800 people at once, as if they were one person's
 ``restated``   the hard case: what a person said they like, said back in much the same words (``restated.json``, 45
                pairs about replies, then 25 about other tastes); ``of_words``: those whose summary is of lexicon words
+``restated_later``  40 more pairs (``restated_later.json``, 20 and 20), written after the rules that the first met
+``said_whole`` what a person said they like, word for word, as if they had typed it as their summary: all pairs' left
 
 Prints JSON: how many, how many blocked, and by which rules. Seeds are fixed.
 """
@@ -29,9 +31,10 @@ from popi_training import behaviour, corpus, users
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured" / "warm_behaviour.jsonl"
 RESTATED = Path(__file__).with_name("restated.json")
+LATER = Path(__file__).with_name("restated_later.json")
 CROWD = 800
 ASKED = 200
-ABOUT_REPLIES = 45
+ABOUT_REPLIES = {RESTATED: 45, LATER: 20}
 LIMIT = 45
 """Words of a made-up right summary."""
 
@@ -83,15 +86,30 @@ def blocked(cases: Iterable[tuple[str, Sequence[SignalText]]]) -> dict[str, Any]
     return {"checked": n, "blocked": stopped, "rules": dict(sorted(rules.items())), "first": shown[:8]}
 
 
-def restated() -> dict[str, Any]:
-    """The pairs of ``restated.json``, all of them and those whose summary is made of the lexicon's words."""
-    pairs, lexicon = json.loads(RESTATED.read_text("utf-8")), Lexicon.load()
+def shares(summary: str, said: str) -> bool:
+    """Whether a summary is blocked for the words that it shares with the one signal."""
+    return any(f.rule in ("overlap", "spelled") for f in check(summary, [("said", said)], Lexicon.load()))
+
+
+def restated(path: Path) -> dict[str, Any]:
+    """The pairs of a file, all of them and those whose summary is made of the lexicon's words."""
+    pairs, lexicon = json.loads(path.read_text("utf-8")), Lexicon.load()
     plain = [(b, [("said", a)]) for a, b in pairs if not any(f.rule == "lexicon" for f in check(b, [], lexicon))]
-    shared = [any(f.rule in ("overlap", "spelled") for f in check(b, [("said", a)], lexicon)) for a, b in pairs]
+    shared = [shares(b, a) for a, b in pairs]
+    about_replies = sum(shared[: ABOUT_REPLIES[path]])
     return {
-        "checked": len(pairs), "sharing_too_much": sum(shared), "of_these_about_replies": sum(shared[:ABOUT_REPLIES]),
+        "checked": len(pairs), "sharing_too_much": sum(shared), "of_these_about_replies": about_replies,
         "of_words": blocked(plain),
     }  # fmt: skip
+
+
+def said_whole() -> dict[str, Any]:
+    """What people said, as it stands: how much of it shares too much with itself."""
+    said, shared, about_replies = 0, 0, 0
+    for path, n in ABOUT_REPLIES.items():
+        found = [shares(a, a) for a, _ in json.loads(path.read_text("utf-8"))]
+        said, shared, about_replies = said + len(found), shared + sum(found), about_replies + sum(found[:n])
+    return {"checked": said, "sharing_too_much": shared, "of_these_about_replies": about_replies}
 
 
 def main() -> None:
@@ -105,7 +123,9 @@ def main() -> None:
         "own": blocked(people("own", options.users)),
         "model": blocked(written()),
         "store": {"texts": len(everything)} | blocked((text, everything) for text, _ in crowd[:ASKED]),
-        "restated": restated(),
+        "restated": restated(RESTATED),
+        "restated_later": restated(LATER),
+        "said_whole": said_whole(),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
 
