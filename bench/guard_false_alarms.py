@@ -10,6 +10,7 @@
 ``restated``   the hard case: what a person said they like, said back in much the same words (``restated.json``, 45
                pairs about replies, then 25 about other tastes); ``of_words``: those whose summary is of lexicon words
 ``restated_later``  40 more pairs (``restated_later.json``, 20 and 20), written after the rules that the first met
+``as_i``       the summaries of ``store`` said of oneself ("Likes" → "I like"), as a person may edit them
 ``said_whole`` what a person said they like, word for word, as if they had typed it as their summary: all pairs' left
 
 Prints JSON: how many, how many blocked, and by which rules. Seeds are fixed.
@@ -20,12 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from popi_edge.guard import SignalText, check
+from popi_edge.guard.index import SignalIndex
 from popi_edge.vocabulary import Lexicon
 from popi_training import behaviour, corpus, users
 
@@ -35,6 +38,8 @@ LATER = Path(__file__).with_name("restated_later.json")
 CROWD = 800
 ASKED = 200
 ABOUT_REPLIES = {RESTATED: 45, LATER: 20}
+VERBS = ("Wants", "Prefers", "Likes", "Enjoys", "Values", "Picks", "Trusts", "Dislikes", "Loves", "Finds", "Needs",
+         "Takes", "Asks", "Has", "Expects", "Favours", "Looks", "Believes", "Wishes")  # fmt: skip
 LIMIT = 45
 """Words of a made-up right summary."""
 
@@ -74,7 +79,7 @@ def phrasings() -> list[str]:
     return [t for c in parts for d in c.dimensions.values() for p in d.poles.values() for t in p.phrasings["summary"]]
 
 
-def blocked(cases: Iterable[tuple[str, Sequence[SignalText]]]) -> dict[str, Any]:
+def blocked(cases: Iterable[tuple[str, SignalIndex | Sequence[SignalText]]]) -> dict[str, Any]:
     """How many are blocked, by which rules, and what was found in the first of them."""
     lexicon, rules, n, stopped, shown = Lexicon.load(), Counter[str](), 0, 0, []
     for text, texts in cases:
@@ -103,6 +108,16 @@ def restated(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def as_i(summary: str) -> str:
+    """A summary as its person would say it: "Likes" and "This person finds" at a sentence's start in the first one."""
+
+    def first_person(verb: str) -> str:
+        return {"has": "have", "is": "am"}.get(verb) or (verb[:-2] if verb.endswith("shes") else verb.removesuffix("s"))
+
+    said = re.sub(r"\bThis person (\w+)", lambda m: f"I {first_person(m[1])}", summary)
+    return re.sub(rf"(^|[.;] )({'|'.join(VERBS)})\b", lambda m: f"{m[1]}I {first_person(m[2].lower())}", said)
+
+
 def said_whole() -> dict[str, Any]:
     """What people said, as it stands: how much of it shares too much with itself."""
     said, shared, about_replies = 0, 0, 0
@@ -117,12 +132,13 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=2000)
     options = parser.parse_args()
     crowd = people("crowd", CROWD)
-    everything = [t for _, texts in crowd for t in texts]
+    everything = SignalIndex(t for _, texts in crowd for t in texts)
     result = {
         "phrasings": blocked((t, ()) for t in phrasings()),
         "own": blocked(people("own", options.users)),
         "model": blocked(written()),
         "store": {"texts": len(everything)} | blocked((text, everything) for text, _ in crowd[:ASKED]),
+        "as_i": blocked((as_i(text), everything) for text, _ in crowd[:ASKED]),
         "restated": restated(RESTATED),
         "restated_later": restated(LATER),
         "said_whole": said_whole(),
