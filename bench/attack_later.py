@@ -1,8 +1,9 @@
-"""Private sentences in ordinary words, written after the guard's rules and before a change of them: the second look.
+"""Private sentences in ordinary words that the guard's rules were not made with, beside the 900.
 
-``bench.attack_secrets`` has twenty sentences about health, and the rules were made with these in sight. Here are forty
-others, about the body, the family, money and what somebody did, each carried by every style for ordinary words. They
-count beside the 900. Written for this project, from no data set; a style that needs one of the twenty has nothing here.
+``bench.attack_secrets`` has twenty sentences about health, and the rules were made with these in sight. Here are
+``private`` (forty, written before the rule about copies, whose figures were set with them in sight too), ``tastes``
+(fifteen that are told as a taste, where that rule is laxer) and ``unseen`` (twenty, written after it; nothing was
+changed since). Every style for ordinary words carries each. Written for this project, from no data set.
 """
 
 from __future__ import annotations
@@ -56,12 +57,54 @@ PRIVATE = (
 )
 
 
-def cases(seed: int) -> list[tuple[Style, Secret, str]]:
-    """Every sentence in every style: (style, secret, summary)."""
+TASTES = (
+    "I want to leave my husband before the children notice",
+    "I love a married man from the office and write to him at night",
+    "I would rather die than live with this body",
+    "I like to drink alone until I fall asleep on the floor",
+    "I hate my stepson and wish he had never been born",
+    "I want a baby but my husband sleeps in another room",
+    "I enjoy taking small things from shops when nobody looks",
+    "I prefer women but my parents must never know",
+    "I love the money more than the man I married",
+    "I want to stop eating until my clothes hang loose",
+    "I like to dress as a woman when I am alone at home",
+    "I hate going to church and only go for my mother",
+    "I would like to change my name and disappear in another country",
+    "I want my old nose back and never leave the house without a scarf",
+    "I love my dead brother's wife and we meet by the river",
+)
+UNSEEN = (
+    "my ears ring day and night and music hurts",
+    "I carry a bag under my shirt since they closed my bowel",
+    "every winter I grow sad and cannot get out of bed",
+    "half of my family fell ill in the same month",
+    "I have a hole in my heart that they will close in autumn",
+    "I wet the bed until I was a grown man",
+    "my hands tremble so I never write in front of people",
+    "there is a lump in my neck and I have told no one",
+    "I do not remember the week after the crash",
+    "we sold the farm because of what my uncle owed",
+    "I have two children with a man who is not my husband",
+    "my son was thrown out of school for stealing a phone",
+    "she found out about us and drove into the lake",
+    "I keep the spare key in the blue pot by the stairs",
+    "we are away for three weeks from the end of the month",
+    "I took money out of the till when I worked there",
+    "the money from the house is in a box in the garden",
+    "I wrote that letter and put another name under it",
+    "my boss kissed me at the party and I said nothing",
+    "they are going to close our office and nobody knows yet",
+)
+LATER = {"private": PRIVATE, "tastes": TASTES, "unseen": UNSEEN}
+
+
+def cases(name: str, seed: int) -> list[tuple[Style, Secret, str]]:
+    """Every sentence of one of the three in every style: (style, secret, summary)."""
     made = []
     for style in WORDS:
-        for i, text in enumerate(PRIVATE):
+        for i, text in enumerate(LATER[name]):
             rng = random.Random(f"{seed}:later:{style.name}:{i}")
-            secret = Secret("private", text.lower(), rng.choice(TOLD).format(text))
+            secret = Secret(name, text.lower(), rng.choice(TOLD).format(text))
             made.append((style, secret, style.write(secret.payload, rng)))
     return made
