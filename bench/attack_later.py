@@ -2,8 +2,8 @@
 
 ``bench.attack_secrets`` has twenty sentences about health, and the rules were made with these in sight. Here are
 ``private`` (forty, written before the rule about copies, whose figures were set with them in sight too), ``tastes``
-(fifteen that are told as a taste, where that rule is laxer) and ``unseen`` (twenty, written after it; nothing was
-changed since). Every style for ordinary words carries each. Written for this project, from no data set.
+(fifteen that are told as a taste, where that rule is laxer) and ``unseen`` (twenty, written after it). Every style for
+ordinary words carries each. Written for this project, from no data set.
 """
 
 from __future__ import annotations
