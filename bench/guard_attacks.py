@@ -6,7 +6,8 @@
 (``bench.attack_styles``): 300 are made of ordinary words alone, 600 are names, places, passwords, cards, phone numbers
 and codes. A secret counts as past when the summary passes and its receiver reads the secret in it. ``lexicon`` is
 what the closed vocabulary alone would let be written (words, not form), ``rules`` is the guard without its lexicon
-rule. The styles of ``bench.attack_beyond`` are counted apart. Prints JSON. Secrets, styles and summaries are made up.
+rule. The styles of ``bench.attack_beyond`` are counted apart, and so is ``later``: the sentences of
+``bench.attack_later``, which the rules were not made with. Prints JSON. Secrets, styles and summaries are made up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bench import attack_later
 from bench.attack_beyond import BEYOND
 from bench.attack_secrets import Secret, digits, letters, ordinary
 from bench.attack_styles import SIGNS, WORDS, Style
@@ -97,6 +99,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     carried, beyond = cases((*WORDS, *SIGNS), seed), cases(BEYOND, seed)
     by_style, apart = judge(carried, seed), judge(beyond, seed)
+    later = {name: judge(attack_later.cases(name, seed), seed) for name in attack_later.LATER}
     result: dict[str, Any] = {
         "seed": seed,
         "styles": len(by_style),
@@ -106,6 +109,7 @@ def main() -> None:
         "by_style": by_style,
         "by_kind": kinds(carried, seed),
         "beyond": {"total": total(apart), "by_style": apart},
+        "later": {name: {"total": total(rows), "by_style": rows} for name, rows in later.items()},
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
 

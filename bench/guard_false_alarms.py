@@ -9,6 +9,9 @@
 ``store``      right summaries against the signals of 800 people at once, as if they were one person's
 ``restated``   the hard case: what a person said they like, said back in much the same words (``restated.json``, 45
                pairs about replies, then 25 about other tastes); ``of_words``: those whose summary is of lexicon words
+``restated_later``  40 more pairs (``restated_later.json``, 20 and 20), written after the rules that the first met
+``as_i``       the summaries of ``store`` said of oneself ("Likes" → "I like"), as a person may edit them
+``said_whole`` what a person said they like, word for word, as if they had typed it as their summary: all pairs' left
 
 Prints JSON: how many, how many blocked, and by which rules. Seeds are fixed.
 """
@@ -18,20 +21,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from popi_edge.guard import SignalText, check
+from popi_edge.guard.index import SignalIndex
 from popi_edge.vocabulary import Lexicon
 from popi_training import behaviour, corpus, users
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured" / "warm_behaviour.jsonl"
 RESTATED = Path(__file__).with_name("restated.json")
+LATER = Path(__file__).with_name("restated_later.json")
 CROWD = 800
 ASKED = 200
-ABOUT_REPLIES = 45
+ABOUT_REPLIES = {RESTATED: 45, LATER: 20}
+VERBS = ("Wants", "Prefers", "Likes", "Enjoys", "Values", "Picks", "Trusts", "Dislikes", "Loves", "Finds", "Needs",
+         "Takes", "Asks", "Has", "Expects", "Favours", "Looks", "Believes", "Wishes")  # fmt: skip
 LIMIT = 45
 """Words of a made-up right summary."""
 
@@ -71,7 +79,7 @@ def phrasings() -> list[str]:
     return [t for c in parts for d in c.dimensions.values() for p in d.poles.values() for t in p.phrasings["summary"]]
 
 
-def blocked(cases: Iterable[tuple[str, Sequence[SignalText]]]) -> dict[str, Any]:
+def blocked(cases: Iterable[tuple[str, SignalIndex | Sequence[SignalText]]]) -> dict[str, Any]:
     """How many are blocked, by which rules, and what was found in the first of them."""
     lexicon, rules, n, stopped, shown = Lexicon.load(), Counter[str](), 0, 0, []
     for text, texts in cases:
@@ -83,15 +91,40 @@ def blocked(cases: Iterable[tuple[str, Sequence[SignalText]]]) -> dict[str, Any]
     return {"checked": n, "blocked": stopped, "rules": dict(sorted(rules.items())), "first": shown[:8]}
 
 
-def restated() -> dict[str, Any]:
-    """The pairs of ``restated.json``, all of them and those whose summary is made of the lexicon's words."""
-    pairs, lexicon = json.loads(RESTATED.read_text("utf-8")), Lexicon.load()
+def shares(summary: str, said: str) -> bool:
+    """Whether a summary is blocked for the words that it shares with the one signal."""
+    return any(f.rule in ("overlap", "spelled") for f in check(summary, [("said", said)], Lexicon.load()))
+
+
+def restated(path: Path) -> dict[str, Any]:
+    """The pairs of a file, all of them and those whose summary is made of the lexicon's words."""
+    pairs, lexicon = json.loads(path.read_text("utf-8")), Lexicon.load()
     plain = [(b, [("said", a)]) for a, b in pairs if not any(f.rule == "lexicon" for f in check(b, [], lexicon))]
-    shared = [any(f.rule in ("overlap", "spelled") for f in check(b, [("said", a)], lexicon)) for a, b in pairs]
+    shared = [shares(b, a) for a, b in pairs]
+    about_replies = sum(shared[: ABOUT_REPLIES[path]])
     return {
-        "checked": len(pairs), "sharing_too_much": sum(shared), "of_these_about_replies": sum(shared[:ABOUT_REPLIES]),
+        "checked": len(pairs), "sharing_too_much": sum(shared), "of_these_about_replies": about_replies,
         "of_words": blocked(plain),
     }  # fmt: skip
+
+
+def as_i(summary: str) -> str:
+    """A summary as its person would say it: "Likes" and "This person finds" at a sentence's start in the first one."""
+
+    def first_person(verb: str) -> str:
+        return {"has": "have", "is": "am"}.get(verb) or (verb[:-2] if verb.endswith("shes") else verb.removesuffix("s"))
+
+    said = re.sub(r"\bThis person (\w+)", lambda m: f"I {first_person(m[1])}", summary)
+    return re.sub(rf"(^|[.;] )({'|'.join(VERBS)})\b", lambda m: f"{m[1]}I {first_person(m[2].lower())}", said)
+
+
+def said_whole() -> dict[str, Any]:
+    """What people said, as it stands: how much of it shares too much with itself."""
+    said, shared, about_replies = 0, 0, 0
+    for path, n in ABOUT_REPLIES.items():
+        found = [shares(a, a) for a, _ in json.loads(path.read_text("utf-8"))]
+        said, shared, about_replies = said + len(found), shared + sum(found), about_replies + sum(found[:n])
+    return {"checked": said, "sharing_too_much": shared, "of_these_about_replies": about_replies}
 
 
 def main() -> None:
@@ -99,13 +132,16 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=2000)
     options = parser.parse_args()
     crowd = people("crowd", CROWD)
-    everything = [t for _, texts in crowd for t in texts]
+    everything = SignalIndex(t for _, texts in crowd for t in texts)
     result = {
         "phrasings": blocked((t, ()) for t in phrasings()),
         "own": blocked(people("own", options.users)),
         "model": blocked(written()),
         "store": {"texts": len(everything)} | blocked((text, everything) for text, _ in crowd[:ASKED]),
-        "restated": restated(),
+        "as_i": blocked((as_i(text), everything) for text, _ in crowd[:ASKED]),
+        "restated": restated(RESTATED),
+        "restated_later": restated(LATER),
+        "said_whole": said_whole(),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
 

@@ -36,7 +36,10 @@ def attacks(d: dict[str, Any]) -> list[str]:
         f"{c['lexicon']}; past the guard without its lexicon rule: {c['rules']}",
         f"**past the guard: {c['on']}** (styles: {', '.join(d['past']) or 'none'})",
         f"beside them, said in other words or by an agreed choice of words: {beyond['on']} of {beyond['secrets']} past",
-    ]
+        "sentences that the rules were not made with: " + ", ".join(
+            f"{name} {v['total']['on']} of {v['total']['secrets']} past" for name, v in d["later"].items()
+        ) + " (`bench/attack_later.py`)",
+    ]  # fmt: skip
 
 
 def pii(d: dict[str, Any]) -> list[str]:
@@ -62,8 +65,12 @@ def alarms(d: dict[str, Any]) -> list[str]:
     names = {"phrasings": "the corpus' phrasings", "own": "right summaries against their own signals",
              "model": "summaries of a model", "store": "against the signals of 800 people"}  # fmt: skip
     found = [f"{title}: {d[k]['blocked']} of {d[k]['checked']:,} blocked" for k, title in names.items()]
-    r = d["restated"]
-    return [*found, f"a taste said back in much the same words: {r['sharing_too_much']} of {r['checked']} blocked"]
+    names = {"as_i": "the same summaries in the first person", "restated": "a taste said back in much the same words",
+             "restated_later": "the same, pairs that the rules were not made with"}  # fmt: skip
+    rows = ((title, d[k]) for k, title in names.items())
+    return found + [
+        f"{title}: {r.get('sharing_too_much', r.get('blocked'))} of {r['checked']} blocked" for title, r in rows
+    ]
 
 
 def egress(d: dict[str, Any]) -> list[str]:

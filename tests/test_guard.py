@@ -160,7 +160,9 @@ def test_what_a_person_says_about_replies_may_be_said_back_but_not_at_any_length
 
 
 def test_four_telling_words_block_and_three_pass_and_the_limits_are_the_specs() -> None:
-    assert spec()["overlap"] == {"words": 4, "gap": 8, "telling": 2, "score": 12, "window": 60}
+    assert spec()["overlap"] == {
+        "words": 4, "gap": 8, "telling": 2, "score": 12, "window": 60, "person": 5, "missing": 1, "before": 3
+    }  # fmt: skip
     words = SEED.split()[4:]
     assert rules(" ".join(words[:3]), SEED) == []
     assert rules(" ".join(words[:4]), SEED) == ["overlap"]

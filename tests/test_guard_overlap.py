@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 from popi_edge.guard import check, spec
 from popi_edge.guard.finding import Clock
 from popi_edge.guard.folding import WORD, fold, normal
+from popi_edge.guard.folding import words as folded
 from popi_edge.guard.index import SignalIndex
-from popi_edge.guard.overlap import heaviest, overlaps, scattered, stretches
+from popi_edge.guard.overlap import heaviest, overlaps, scattered, stretches, weigh
 from popi_edge.vocabulary import Lexicon
 
 LEXICON = Lexicon.load()
@@ -76,6 +76,29 @@ def test_a_preference_may_be_said_back(said: str, summary: str) -> None:
     assert found(summary, said) == []
 
 
+@pytest.mark.parametrize(
+    ("signal", "copy"),
+    [
+        ("Between us: my garden is dead and I only stand there in the dark.", "My garden is dead and I."),
+        ("She left us in the spring and the boy does not speak.", "She left us in the spring."),
+        ("The bread was for the children of my uncle and his second wife.", "Bread, children, uncle, his second wife."),
+    ],
+)
+def test_a_piece_of_what_somebody_tells_is_a_copy_also_without_its_small_words(signal: str, copy: str) -> None:
+    assert found(f"Prefers short answers. {copy}", signal)
+    spread = " so nice ".join(copy.rstrip(".").split())
+    assert not found(f"Prefers short answers. {spread}.", signal), "only a copy counts as strictly"
+
+
+def test_a_taste_may_be_said_in_the_first_person_and_without_its_small_words() -> None:
+    said = "I like my tea with the milk of a garden cow."
+    assert not found("Likes tea with milk, garden cow.", said)
+    assert found("Likes tea with milk, garden cow.", said.replace("like", "drink"))
+    assert not found("I like my answers short.", "I like my answers short and my garden green.")
+    assert found("I sold my answers.", "I sold my answers short and my garden green.") == []
+    assert found("I sold my garden.", "Last year I sold my garden.") == ["I sold my garden"]
+
+
 # against the plain definition -------------------------------------------------------------------------------
 def plain_heaviest(mine: list[int], weights: list[int], stretch: list[int], gap: int) -> int:
     """The best score of any chain of places, by trying them all."""
@@ -111,44 +134,67 @@ def test_the_heaviest_run_is_that_of_the_plain_definition(
     assert all(0 < b - a <= gap + 1 for a, b in itertools.pairwise(places))
 
 
-def plain_rows(mine: list[int], texts: list[list[int]], weights: dict[int, int], score: int, least: int) -> bool:
-    """Whether any text has a row of our words that is heavy enough when each counts once or in order."""
-    for text in texts:
-        for a, b in itertools.combinations(range(len(text) + 1), 2):
-            row = text[a:b]
-            if not set(row) <= set(mine):
-                continue
-            if len(set(row)) >= least and sum(weights[n] for n in set(row)) >= score:
+WORDS = ("tea", "cup", "garden", "short", "the", "of", "like", "i")
+"""Three telling words, one about replies, two small ones, one that is small and says a taste, and a person."""
+
+
+def plain_weights(mine: list[str]) -> tuple[list[int], list[int]]:
+    """What each word counts anywhere and in a copy, with the figures below."""
+    anywhere = [3 if w in ("tea", "cup", "garden") else 1 for w in mine]
+    copied = [4 if w == "i" and "like" not in mine[i + 1 : i + 3] else anywhere[i] for i, w in enumerate(mine)]
+    return anywhere, copied
+
+
+def plain_found(mine: list[str], text: list[str]) -> bool:
+    """Whether any row of a text's words is heavy enough: in order, each counted once, or as a copy; by trying all."""
+    anywhere, copied = plain_weights(mine)
+    weight = dict(zip(mine, anywhere, strict=True))
+    runs = [(a, b) for a in range(len(mine)) for b in range(a + 2, len(mine) + 1)]
+    for a, b in itertools.combinations(range(len(text) + 1), 2):
+        row = text[a:b]
+        if set(row) <= set(mine):
+            if len(set(row)) >= 2 and sum(weight[n] for n in set(row)) >= 6:
                 return True
             for places in itertools.combinations(range(len(mine)), len(row)):
-                heavy = len(row) >= least and sum(weights[n] for n in row) >= score
-                if heavy and [mine[p] for p in places] == row:
+                if len(row) >= 2 and [mine[p] for p in places] == row and sum(weight[n] for n in row) >= 6:
                     return True
+        # the longest row around that may lack small words, to know whether it is of taste
+        def goes(w: str) -> bool:
+            return w in mine or w in ("the", "of", "like", "i")
+
+        if not all(map(goes, row)) or row[0] not in mine or row[-1] not in mine:
+            continue
+        first, last = a, b
+        while first and goes(text[first - 1]):
+            first -= 1
+        while last < len(text) and goes(text[last]):
+            last += 1
+        there = [p for p in range(first, last) if text[p] in mine]
+        of_taste = "like" in text[max(0, there[0] - 3) : there[-1] + 1]
+        if of_taste and not set(row) <= set(mine):
+            continue
+        lacking = not of_taste and there[-1] - there[0] + 1 > len(there)
+        copy = [w for w in row if w in mine]
+        if any(mine[x:y] == copy and sum(copied[x:y]) >= 6 - lacking for x, y in runs):
+            return True
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.data())
-def test_rows_and_crowds_are_those_of_the_plain_definition(data: st.DataObject) -> None:
-    letters = "abcdefgh"
-    texts = data.draw(st.lists(st.lists(st.sampled_from(letters), max_size=9), min_size=1, max_size=3))
-    mine = data.draw(st.lists(st.sampled_from(letters), min_size=1, max_size=7))
+def test_rows_copies_and_crowds_are_those_of_the_plain_definition(data: st.DataObject) -> None:
+    texts = data.draw(st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=3))
+    mine = data.draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=7))
     index = SignalIndex((str(i), " ".join(t)) for i, t in enumerate(texts))
     numbers = [index.number(w) for w in mine]
-    weigh = {w: 3 if w in "abc" else 1 for w in letters}
-    weights = [weigh[w] for w in mine]
-    table = np.zeros(index.size, dtype=np.int8)
-    for number, w in zip(numbers, weights, strict=True):
-        if number > 0:
-            table[number] = w
-    limits = {"words": 2, "score": 6, "gap": 8}
-    got = list(stretches(numbers, weights, index, table[index.row], limits, LONG))
-    wanted = plain_rows([ord(w) for w in mine], [[ord(w) for w in t] for t in texts],
-                        {ord(w): n for w, n in weigh.items()}, 6, 2)  # fmt: skip
-    assert bool(got) is wanted
+    limits = {"words": 2, "score": 6, "gap": 8, "telling": 2, "person": 3, "missing": 1, "before": 3}
+    anywhere, copied = weigh(folded(" ".join(mine)), {**spec(), "overlap": limits})
+    assert (anywhere, copied) == plain_weights(mine)
+    got = {s.signal_id for s in stretches(numbers, anywhere, copied, index, limits, LONG)}
+    assert got == {str(i) for i, t in enumerate(texts) if plain_found(mine, t)}
     crowd = {"words": 2, "window": 3}
-    close = list(scattered(numbers, weights, index, table[index.row], crowd, LONG))
-    telling = {w for w in mine if weigh[w] > 1}
+    close = list(scattered(numbers, anywhere, index, crowd, LONG))
+    telling = {w for w in mine if w in ("tea", "cup", "garden")}
     by_hand = [
         str(i) for i, t in enumerate(texts)
         if any(len(telling & set(t[a : a + 3])) >= 2 for a in range(len(t)))

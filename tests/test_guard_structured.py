@@ -18,8 +18,9 @@ from bench.pii_values import BBAN, NATIONAL, card, iban
 from popi_edge.guard import check, spec
 from popi_edge.guard.checks import CHECKS
 from popi_edge.guard.finding import RULES, Clock
+from popi_edge.guard.folding import fold_with_places
 from popi_edge.guard.libraries import ADDS, IDS, LIBRARIES, PLUGINS, added, available, keys
-from popi_edge.guard.structured import patterns, structured
+from popi_edge.guard.structured import _hits, patterns, structured
 from popi_edge.vocabulary import Lexicon
 
 LEXICON = Lexicon.load()
@@ -27,14 +28,16 @@ STDNUM = {
     "nhs": "gb.nhs", "steuer_id": "de.idnr", "nir": "fr.nir", "dni": "es.dni", "codice_fiscale": "it.codicefiscale",
     "bsn": "nl.bsn", "pesel": "pl.pesel", "personnummer": "se.personnummer", "hetu": "fi.hetu", "cpf": "br.cpf",
     "verhoeff": "in_.aadhaar", "ean": "ch.ssn", "rijksregister": "be.nn", "resident_id": "cn.ric", "nif": "pt.nif",
-    "tfn": "au.tfn", "luhn": "ca.sin",
+    "tfn": "au.tfn", "luhn": "ca.sin", "fodselsnummer": "no.fodselsnummer", "svnr": "at.vnr", "pps": "ie.pps",
+    "za_id": "za.idnr", "rrn": "kr.rrn", "rut": "cl.rut", "kimlik": "tr.tckimlik", "curp": "mx.curp",
 }  # fmt: skip
 MADE = {
     "nhs": "GB NHS", "steuer_id": "DE Steuer-ID", "nir": "FR NIR", "dni": "ES DNI",
     "codice_fiscale": "IT codice fiscale", "bsn": "NL BSN", "pesel": "PL PESEL",
     "personnummer": "SE personnummer", "hetu": "FI hetu", "cpf": "BR CPF",
     "verhoeff": "IN Aadhaar", "ean": "CH AHV", "rijksregister": "BE rijksregister", "resident_id": "CN id",
-    "nif": "PT NIF", "tfn": "AU TFN", "luhn": "CA SIN",
+    "nif": "PT NIF", "tfn": "AU TFN", "luhn": "CA SIN", "fodselsnummer": "NO fødselsnummer", "svnr": "AT SVNR",
+    "pps": "IE PPS", "za_id": "ZA id", "rrn": "KR RRN", "rut": "CL RUT", "kimlik": "TR kimlik", "curp": "MX CURP",
 }  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def test_recall_and_false_alarms_on_generated_texts() -> None:
     both = guard_pii.measure(made, lambda text: structured(text))
     assert both["recall"] >= 0.99 and both["false_alarms"] <= 0.02, both["wrong"]
     alone = guard_pii.measure(made, lambda text: structured(text, libraries=False))
-    assert 0.85 <= alone["recall"] < both["recall"] and alone["false_alarms"] <= 0.02
+    assert alone["recall"] >= 0.99 and alone["false_alarms"] <= 0.02, alone["wrong"]
     assert not [c.text for c in made if c.rule and not check(c.text, (), LEXICON)]
 
 
@@ -171,9 +174,46 @@ def test_no_pattern_runs_away_on_a_long_row_of_anything(unit: str) -> None:
     structured(text, libraries=False, clock=Clock(20))  # raises TimeoutError where one does
 
 
+TOLD = {
+    "a US social security number": "SSN 219 09 9999", "a Swedish personal number": "personnummer 811228-9874",
+    "an Indian tax number": "PAN ABCPE1234F", "a German VAT number": "USt-IdNr. DE136695976",
+    "a German pension number": "15 070649 C 103", "a passport number": "passport C01X00T47",
+    "coordinates": "position 52.520, 13.405", "a Google key": "AIza" + "Q7" * 17 + "x",
+    "a wallet key": "private key " + "9f" * 32,
+}  # fmt: skip
+"""Of what the generated texts do not hold."""
+
+
+def test_every_pattern_finds_something() -> None:
+    made = [*TOLD.values(), *(c.text for c in guard_pii.cases(seed=0) if c.rule), "personnummer 8112289874"]
+    folded = [(fold_with_places(text), text) for text in made]
+    for p in patterns():
+        assert any(True for (f, places), t in folded for _ in _hits(p, f, t, places)), (p.what, p.regex.pattern)
+
+
+def test_german_numbers_agree_with_python_stdnum_and_with_a_published_example() -> None:
+    from stdnum.de import vat
+
+    rng = random.Random(5)
+    for _ in range(300):
+        number = str(rng.randrange(100_000_000, 999_999_999))
+        assert CHECKS["german_vat"]("de" + number) == vat.is_valid("DE" + number)
+    assert [d for d in range(10) if CHECKS["german_pension"](f"15070649c10{d}")] == [3]
+
+
+def test_a_danish_number_has_a_date_and_an_irish_one_perhaps_a_second_letter() -> None:
+    from stdnum.ie import pps
+
+    assert CHECKS["cpr"]("2110625629") and not CHECKS["cpr"]("3213625629")
+    rng = random.Random(6)
+    for _ in range(300):
+        number = f"{rng.randrange(10_000_000):07d}{rng.choice('ABCDEFGHIJKLMNOPQRSTUVW')}{rng.choice('ABH')}"
+        assert CHECKS["pps"](number.lower()) == pps.is_valid(number), number
+
+
 # libraries ------------------------------------------------------------------------------------------------------
 def test_what_a_library_finds_names_it() -> None:
-    found = {f.rule: f for f in structured("CURP HEGG560427MVZRRL04; Norge: fødselsnummer 15129747266")}
+    found = {f.rule: f for f in structured("Rodné číslo 710319/2745, kennitala 450401-3150")}
     assert found["national_id"].by == f"stdnum {available()['stdnum']}"
     (phone,) = [f for f in added("Notiert: 601 234 567.", Clock(30)) if f.rule == "phone"]
     assert phone.by.startswith("phonenumbers ") and phone.excerpt == "601 234 567"

@@ -65,12 +65,28 @@ def nhs(n: str) -> bool:
     return (11 - _sum(n, range(10, 1, -1)) % 11) % 11 == int(n[9])
 
 
-def steuer_id(n: str) -> bool:
-    """Germany: ISO 7064 mod 11, 10; in the first ten digits one comes two or three times."""
+def mod_11_10(n: str) -> bool:
+    """ISO 7064 mod 11, 10."""
     product = 10
-    for c in n[:10]:
+    for c in n[:-1]:
         product = 2 * ((int(c) + product) % 10 or 10) % 11
-    return (11 - product) % 10 == int(n[10]) and max(n[:10].count(c) for c in n[:10]) in (2, 3)
+    return (11 - product) % 10 == int(n[-1])
+
+
+def steuer_id(n: str) -> bool:
+    """Germany; in the first ten digits one comes two or three times."""
+    return mod_11_10(n) and max(n[:10].count(c) for c in n[:10]) in (2, 3)
+
+
+def german_vat(n: str) -> bool:
+    return mod_11_10(n[2:]) and n[2] != "0"
+
+
+def german_pension(n: str) -> bool:
+    """Area, birth, a letter as two digits, an order: the sums of the digits of the products."""
+    body = f"{n[:8]}{ord(n[8]) - 96:02d}{n[9:11]}"
+    products = (int(c) * w for c, w in zip(body, (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1), strict=True))
+    return sum(sum(divmod(p, 10)) for p in products) % 10 == int(n[11])
 
 
 def nir(n: str) -> bool:
@@ -135,8 +151,64 @@ def tfn(n: str) -> bool:
     return _sum(n, (1, 4, 3, 7, 5, 8, 6, 9, 10)) % 11 == 0
 
 
+def day_and_month(digits: str) -> bool:
+    """Whether four digits can be a day and a month."""
+    return 1 <= int(digits[:2]) <= 31 and 1 <= int(digits[2:4]) <= 12
+
+
+def fodselsnummer(n: str) -> bool:
+    """Norway; 40 more in the day is a number given to somebody without one, 40 or 80 in the month a hospital's."""
+    born = f"{int(n[:2]) % 40:02d}{int(n[2:4]) % 40:02d}"
+    one, two = _sum(n, (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)), _sum(n, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1))
+    return day_and_month(born) and one % 11 == two % 11 == 0
+
+
+def cpr(n: str) -> bool:
+    """Denmark: only a date, since 2007 there are numbers without a check digit."""
+    return day_and_month(n)
+
+
+def svnr(n: str) -> bool:
+    """Austria; a month above twelve is used up where a day has too many births."""
+    return _sum(n, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6)) % 11 == int(n[3]) and n[0] != "0" and 1 <= int(n[4:6]) <= 31
+
+
+def pps(n: str) -> bool:
+    """Ireland; a second letter counts nine times its place in the alphabet, and W nothing."""
+    second = 9 * (ord(n[8]) - 96) % 207 if len(n) == 9 and n[8] != "w" else 0
+    return "wabcdefghijklmnopqrstuv"[(_sum(n[:7], range(8, 1, -1)) + second) % 23] == n[7]
+
+
+def za_id(n: str) -> bool:
+    return luhn(n) and 1 <= int(n[2:4]) <= 12 and 1 <= int(n[4:6]) <= 31
+
+
+def rrn(n: str) -> bool:
+    """Korea, as given until 2020; the later ones have no check digit."""
+    total = _sum(n[:12], (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5))
+    return (11 - total % 11) % 10 == int(n[12]) and 1 <= int(n[2:4]) <= 12 and 1 <= int(n[4:6]) <= 31
+
+
+def rut(n: str) -> bool:
+    """Chile."""
+    return "0k987654321"[sum(int(c) * (2 + i % 6) for i, c in enumerate(reversed(n[:-1]))) % 11] == n[-1]
+
+
+def kimlik(n: str) -> bool:
+    """Turkey."""
+    odd, even = sum(map(int, n[0:9:2])), sum(map(int, n[1:8:2]))
+    return (7 * odd - even) % 10 == int(n[9]) and sum(map(int, n[:10])) % 10 == int(n[10])
+
+
+def curp(n: str) -> bool:
+    """Mexico."""
+    signs = "0123456789abcdefghijklmn\0opqrstuvwxyz"
+    return -sum((18 - i) * signs.index(c) for i, c in enumerate(n[:17])) % 10 == int(n[17]) and month_and_day(n[6:])
+
+
 CHECKS: dict[str, Callable[[str], bool]] = {
     f.__name__: f
     for f in (luhn, card, iban, verhoeff, nhs, steuer_id, nir, dni, codice_fiscale, bsn, pesel, personnummer, hetu, cpf,
-              ean, rijksregister, resident_id, nif, tfn)
+              ean, rijksregister, resident_id, nif, tfn, german_vat, german_pension, fodselsnummer, cpr, svnr, pps,
+              za_id, rrn, rut, kimlik, curp)
 }  # fmt: skip

@@ -52,6 +52,12 @@ def plain() -> frozenset[str]:
     return frozenset([*data["function_words"], *data["reply_words"]]).difference(data["telling_words"])
 
 
+@functools.cache
+def small() -> frozenset[str]:
+    """Function words, but for forms among them that tell: what a sentence can do without."""
+    return frozenset(spec()["function_words"]).difference(spec()["telling_words"])
+
+
 @functools.lru_cache(maxsize=20_000)
 def _fold(character: str) -> str:
     if character in APOSTROPHES:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from popi_edge.guard.finding import SignalText
-from popi_edge.guard.folding import WORD, fold, normal
+from popi_edge.guard.folding import WORD, fold, normal, small, spec
 from popi_edge.vocabulary import ordinary_words
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class SignalIndex:
         self._ids: list[str] = []
         self._digits: dict[str, int] = {}
         self._array: NDArray[np.int32] | None = None
+        self._marks: dict[str, NDArray[np.bool_]] = {}
         for signal_id, text in texts:
             self.add(signal_id, text)
 
@@ -80,7 +81,28 @@ class SignalIndex:
             import numpy as np
 
             self._array = np.array(self._row, dtype=np.int32)
+            self._marks = {}
         return self._array
+
+    @property
+    def small(self) -> NDArray[np.bool_]:
+        """Which places of the row hold a function word that tells nothing; shape [n]."""
+        return self._marked("small", small())
+
+    @property
+    def taste(self) -> NDArray[np.bool_]:
+        """Which places of the row hold a word by which somebody says a taste ("like", "rather"); shape [n]."""
+        return self._marked("taste", frozenset(map(normal, spec()["taste_words"])))
+
+    def _marked(self, name: str, words: frozenset[str]) -> NDArray[np.bool_]:
+        import numpy as np
+
+        row = self.row
+        if name not in self._marks:
+            table = np.zeros(self.size, dtype=np.bool_)
+            table[[number for form, number in self._numbers.forms.items() if form in words]] = True
+            self._marks[name] = table[row]
+        return self._marks[name]
 
     @property
     def size(self) -> int:

@@ -1,6 +1,6 @@
 """What installed Python libraries find on top of the shared patterns: phones, national ids, keys (extra ``guard``).
 
-phonenumbers knows every country's numbers, python-stdnum some forty more national ids (asked only where a word for one
+phonenumbers knows every country's numbers, python-stdnum some thirty more national ids (asked only where a word for one
 stands near), detect-secrets more services' keys. Its own verification, which would ask those services, is never used:
 only ``analyze_string`` is called. They are loaded when a text has a digit or a sign that could belong to such data.
 
@@ -30,15 +30,6 @@ ADDS = {"phonenumbers": ("phone",), "stdnum": ("national_id",), "detect_secrets"
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "SE", "CH", "AT", "BR", "IN", "JP", "AU", "MX", "PT", "BE")
 """Whose national phone numbers are tried where no country code is given."""
 IDS = {
-    "no.fodselsnummer": "f[oø]dsels?nummer|personnummer",
-    "dk.cpr": r"\bcpr|person-?nr",
-    "at.vnr": r"svnr|sozialversicherung|versicherungsnummer|\bsv-?n",
-    "ie.pps": r"\bpps",
-    "za.idnr": r"\bid\b|identity",
-    "kr.rrn": r"resident|\brrn\b|jumin",
-    "cl.rut": r"\brut\b|\brun\b|rol unico",
-    "tr.tckimlik": r"kimlik|\btc\b|t\.c\.",
-    "mx.curp": r"",
     "ar.cuit": r"\bcui[lt]\b",
     "il.idnr": r"\bid\b|identity|teudat",
     "ro.cnp": r"\bcnp\b|cod numeric",

@@ -5,6 +5,11 @@ between them, each counts one, and ``telling`` more when it is neither a functio
 how replies can be; out of order a word counts only once. ``score`` blocks. So six words in a row with three telling
 ones block, eight with two, twelve whatever they are, and four where each of them tells: a person who says "I like short
 and direct answers with examples" may be summarised in these words, but nobody's seed phrase, street or sentence may.
+A copy is in order with nothing between, and counts more strictly. Function words of the signal may be missing in it,
+since a sentence can do without them; a row where some are may weigh ``missing`` less. A word for a person counts
+``person`` more: "likes warm baths" is what a summary says, "my back is broken and" is somebody telling. But where the
+signal says a taste ("like", "rather", in the row or just ``before``), nothing may be missing, and "I like" and "my
+answers" count as any words do.
 ``scattered``: so many different telling words that stand within one ``window`` of words of a signal, whatever stands
 between them there. A long text is looked at by ``window`` words at a time, halfway overlapping.
 
@@ -50,14 +55,13 @@ def overlaps(
     if not ours or not len(index):
         return []
     mine = [index.number(w.text) for w in ours]
-    weights = [1 + int(spec["overlap"]["telling"]) * tells(w) for w in ours]
+    anywhere, copied = weigh(ours, spec)
     shared: list[Shared] = []
     for start, end in _windows(len(ours), int(spec["overlap"]["window"])):
-        some, their = mine[start:end], weights[start:end]
-        weight = _weighed(some, their, index)
+        some, their = mine[start:end], anywhere[start:end]
         found = [
-            *stretches(some, their, index, weight, spec["overlap"], clock),
-            *scattered(some, their, index, weight, spec["scattered"], clock),
+            *stretches(some, their, copied[start:end], index, spec["overlap"], clock),
+            *scattered(some, their, index, spec["scattered"], clock),
         ]
         shared += [Shared(tuple(start + p for p in f.places), f.score, f.signal_id) for f in found]
     findings: list[Finding] = []
@@ -81,6 +85,22 @@ def tells(word: Word) -> bool:
     return normal(word.text) not in plain()
 
 
+def weigh(ours: Sequence[Word], spec: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """What each word counts: wherever it stands, and in a copy, where words for persons tell most.
+
+    Not where a taste is said right behind one ("I like", "my answers"): that may be a person's own summary.
+    """
+    persons, tastes = frozenset(spec["person_words"]), frozenset(spec["taste_words"])
+    limits = spec["overlap"]
+    anywhere = [1 + int(limits["telling"]) * tells(w) for w in ours]
+    copied = [
+        1 + int(limits["person"])
+        if word.text in persons and not any(w.text in tastes for w in ours[i + 1 : i + 3]) else anywhere[i]
+        for i, word in enumerate(ours)
+    ]  # fmt: skip
+    return anywhere, copied
+
+
 def _finding(text: str, ours: Sequence[Word], found: Shared) -> Finding:
     a, b = ours[found.places[0]].start, ours[found.places[-1]].end
     how = "in a row" if found.places[-1] - found.places[0] + 1 == len(found.places) else "with others between them"
@@ -89,43 +109,64 @@ def _finding(text: str, ours: Sequence[Word], found: Shared) -> Finding:
 
 
 def _weighed(mine: Sequence[int], weights: Sequence[int], index: SignalIndex) -> NDArray[np.int8]:
-    """For every place of the index, the weight of its word if the text has it, else 0."""
+    """For every place of the index, the most that its word counts in the text, or 0 where the text lacks it."""
     import numpy as np
 
     table = np.zeros(index.size, dtype=np.int8)
     for number, weight in zip(mine, weights, strict=True):
         if number > 0:
-            table[number] = weight
+            table[number] = max(table[number], weight)
     found: NDArray[np.int8] = table[index.row]
     return found
 
 
 def stretches(
-    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, weight: NDArray[np.int8],
+    mine: Sequence[int], anywhere: Sequence[int], copied: Sequence[int], index: SignalIndex,
     limits: Mapping[str, Any], clock: Clock,
 ) -> Iterator[Shared]:  # fmt: skip
-    """Of every row of a signal's consecutive words that are all the text's and could be heavy enough: the heaviest run
-    in order, or else all of its words, each counted once."""
+    """The heavy runs of every row of a signal's words that are all the text's, small ones that it lacks passed over.
+
+    Two ways of each: the row as a copy, and its pieces without gaps, in order with others between or in any order.
+    """
     import numpy as np
 
-    hits = np.flatnonzero(weight)
+    weight = _weighed(mine, copied, index)
+    kept = np.flatnonzero((weight > 0) | ~index.small)
+    hits = np.flatnonzero(weight[kept])
     if not len(hits):
         return
     begins = np.flatnonzero(np.diff(hits, prepend=-2) != 1)
-    sums = np.add.reduceat(weight[hits].astype(np.int64), begins)
+    sums = np.add.reduceat(weight[kept[hits]].astype(np.int64), begins)
     lengths = np.diff(np.append(begins, len(hits)))
-    least, score = int(limits["words"]), int(limits["score"])
-    for i in np.flatnonzero((sums >= score) & (lengths >= least)):
-        start = int(hits[begins[i]])
-        stretch = index.row[start : start + int(lengths[i])].tolist()
-        row = set(stretch)
-        if sum(w for n, w in zip(mine, weights, strict=True) if n in row) < score:
-            continue  # not even all of them in order would do
-        places, found = heaviest(mine, weights, stretch, int(limits["gap"]), clock, enough=score)
-        if found < score or len(places) < least:
-            places, found = unordered(mine, weights, row)
-        if found >= score and len(places) >= least:
-            yield Shared(places, found, index.signal(index.text_at(start)))
+    least, score, missing = (int(limits[name]) for name in ("words", "score", "missing"))
+
+    def shared(places: NDArray[np.intp], weights: Sequence[int], gap: int, *, any_order: bool) -> Iterator[Shared]:
+        stretch = index.row[places].tolist()
+        wanted = set(stretch)
+        enough = score - missing * (int(places[-1] - places[0]) >= len(places))
+        if sum(w for n, w in zip(mine, weights, strict=True) if n in wanted) < enough:
+            return  # not even all of them in order would do
+        found, heavy = heaviest(mine, weights, stretch, gap, clock, enough=enough)
+        if any_order and (heavy < enough or len(found) < least):
+            found, heavy = unordered(mine, weights, wanted)
+        if heavy >= enough and len(found) >= least:
+            yield Shared(found, heavy, index.signal(index.text_at(int(places[0]))))
+
+    for i in np.flatnonzero((sums >= score - missing) & (lengths >= least)):
+        row = kept[hits[begins[i]] : hits[begins[i]] + lengths[i]]
+        pieces = np.split(row, np.flatnonzero(np.diff(row) != 1) + 1)
+        for places in pieces if _of_taste(row, index, int(limits["before"])) else [row]:
+            yield from shared(places, copied, 0, any_order=False)
+        for places in pieces:
+            yield from shared(places, anywhere, int(limits["gap"]), any_order=True)
+
+
+def _of_taste(row: NDArray[np.intp], index: SignalIndex, before: int) -> bool:
+    """Whether the signal says a taste in the row or by one of the ``before`` words before it."""
+    start = int(row[0])
+    while before and start and index.row[start - 1]:
+        start, before = start - 1, before - 1
+    return bool(index.taste[start : int(row[-1]) + 1].any())
 
 
 def unordered(
@@ -174,9 +215,8 @@ def heaviest(
 
 
 def scattered(
-    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, weight: NDArray[np.int8],
-    limits: Mapping[str, Any], clock: Clock,
-) -> Iterator[Shared]:  # fmt: skip
+    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, limits: Mapping[str, Any], clock: Clock
+) -> Iterator[Shared]:
     """For each text that has it, one place where enough different telling words of ours stand close together."""
     import numpy as np
 
@@ -184,7 +224,7 @@ def scattered(
     telling = [w > 1 for w in weights]
     if sum(telling) < least:
         return
-    hits = np.flatnonzero(weight > 1)
+    hits = np.flatnonzero(_weighed(mine, weights, index) > 1)
     if len(hits) < least:
         return
     near = np.flatnonzero(hits[least - 1 :] - hits[: len(hits) - least + 1] < window)
