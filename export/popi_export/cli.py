@@ -17,7 +17,7 @@ KINDS = (
     "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, or as "
     "a GGUF file is; int4)."
 )
-WAYS = "ONNX from the GGUF, nothing requantized (direct, default), or by optimum from the folder, standard operators."
+WAYS = "ONNX from the GGUF, nothing requantized (direct, default), or from a Hugging Face folder by optimum."
 WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibration", "licence", "way")
 """Options that only an export of whole models has."""
 

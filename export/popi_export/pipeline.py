@@ -65,8 +65,9 @@ class Export:
         self.adapters = self.work.stage(
             "adapters", self.inputs(merge=self.plan.merge, half=half), lambda folder: self._adapters(folder, half)
         )
-        for kind in self.plan.onnx:
+        for kind in sorted(self.plan.onnx, key=("fp32", "int8", "int4").index):
             self.graphs[kind] = self._graph(kind)
+        self.graphs = {kind: self.graphs[kind] for kind in self.plan.onnx}
         if self.plan.onnx:
             settings = {"onnx": self.plan.onnx, "way": self.plan.way}
             self.beside = self.work.stage("beside", self.inputs(self.plain, **settings), self._beside)
@@ -138,6 +139,7 @@ class Export:
         """An ONNX model from the GGUF that has its quantization, the kept adapters beside it."""
         base = self.plan.onnx_from(kind) if self.plan.way == "direct" else "F32"
         parent = self.models[base] if self.plan.way == "direct" else self.plain
+        whole = self.graphs.get("fp32") if self.plan.way == "optimum" else None
 
         def make(folder: Path) -> dict[str, Any]:
             self.work.tell(f"making {kind}")
@@ -145,7 +147,8 @@ class Export:
                 from popi_export import optimum_way
 
                 assert self.source.folder is not None
-                optimum_way.export(self.source.folder, folder, cast(to_onnx.Kind, kind))
+                file = whole["model-fp32.onnx"] if whole is not None else None
+                optimum_way.export(self.source.folder, folder, cast(to_onnx.Kind, kind), whole=file)
             else:
                 kept = {role: self.adapters[f"{role}.gguf"] for role in self.roles()}
                 to_onnx.export(parent[f"model-{base}.gguf"], folder, cast(to_onnx.Kind, kind), adapters=kept)
