@@ -1,8 +1,7 @@
 """The test command: ``python3 tests/run.py`` sets up everything in ``.cache/venv`` and runs lint, types and tests.
 
 Needs Python 3.11+ and, for llama-cpp-python (source only), a C++ compiler; the wheel it builds is kept in the user's
-cache folder and used again. Tests run file by file in as many processes as there are cores, four at most. Arguments go
-to pytest instead: ``python3 tests/run.py tests/test_seal.py``.
+cache folder and used again. More arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ def main() -> None:
     run(python, "-m", "ruff", "check", ".")
     for platform in ("linux", "win32", "darwin"):
         run(python, "-m", "mypy", "--platform", platform)
-    side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
-    run(python, "-m", "pytest", *(sys.argv[1:] or side_by_side), OMP_WAIT_POLICY="PASSIVE")
+    run(python, "-m", "pytest", *sys.argv[1:])
 
 
 if __name__ == "__main__":
