@@ -12,8 +12,6 @@ from popi_edge.errors import ModelError
 from popi_edge.models import hashed
 from popi_edge.models.bases import file_sha256
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere every file is hashed every time")
-
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Path], Callable[[], str]]:
@@ -65,6 +63,16 @@ def test_a_file_that_was_just_written_is_not_remembered(
     _, times, ask = made
     ask(), ask()
     assert len(times) == 2
+
+
+def test_where_the_system_does_not_tell_of_changes_every_file_is_hashed_every_time(
+    made: tuple[Path, list[Path], Callable[[], str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, times, ask = made
+    ask()
+    monkeypatch.setattr(hashed, "TELLS", False)
+    assert (tmp_path / "home" / hashed.FILE).exists()  # a note, which is not believed
+    assert ask() == ask() == file_sha256(path) and len(times) == 3
 
 
 def test_a_small_one_and_one_without_a_private_folder_are_hashed_every_time(

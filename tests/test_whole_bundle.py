@@ -78,7 +78,6 @@ def test_any_bit_of_any_file_is_missed(
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere every file is hashed every time")
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_models_are_hashed_once_and_again_when_somebody_has_written_to_them(
     form: str, work: Path, strict: config.Settings, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,8 @@ from popi_edge.files import read_regular
 from popi_edge.models.bases import write_atomic
 
 FILE = "hashed.json"
+TELLS = os.name == "posix"
+"""Whether this system says when a file was last changed in a way that nobody can set back."""
 LARGE = 1 << 24
 """Bytes: what is smaller is hashed every time."""
 SETTLED = 2.0
@@ -73,7 +75,7 @@ class Hashed:
 
 def _about(path: Path) -> dict[str, int] | None:
     """What changes when a file does; None where the system does not say it. Raises OSError."""
-    if os.name != "posix":
+    if not TELLS:
         return None
     s = path.stat(follow_symlinks=False)
     return {"device": s.st_dev, "inode": s.st_ino, "size": s.st_size, "mtime_ns": s.st_mtime_ns,
