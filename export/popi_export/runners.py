@@ -10,6 +10,7 @@ Each takes one adapter or none, for as long as it is open. Not covered: batches,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,14 +46,44 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-class TorchRunner:
+class _Cached(ABC):
+    """``tail`` of a runner that keeps what it has read."""
+
+    _prefix: tuple[int, ...] = ()
+    """What stands before the last ``tail``; nothing after ``forget``."""
+
+    def tail(self, ids: Sequence[int], last: int) -> Logits:
+        prefix = tuple(ids[:-last])
+        if not prefix:
+            return self.logits(ids)
+        if prefix != self._prefix:
+            self.forget()
+            self._begin(prefix)
+            self._prefix = prefix
+        return self._behind(len(prefix), ids[-last:])
+
+    @abstractmethod
+    def logits(self, ids: Sequence[int]) -> Logits: ...
+
+    @abstractmethod
+    def forget(self) -> None: ...
+
+    @abstractmethod
+    def _begin(self, prefix: Sequence[int]) -> None:
+        """Read what several texts begin with, after ``forget``."""
+
+    @abstractmethod
+    def _behind(self, length: int, ids: Sequence[int]) -> Logits:
+        """Logits [n, V] after each of n ids behind what ``_begin`` was given, ``length`` ids, and nothing else."""
+
+
+class TorchRunner(_Cached):
     """A transformers model in float32."""
 
     name = "torch"
 
     def __init__(self, model: Any) -> None:
         self._model, self._past = model, None
-        self._prefix: tuple[int, ...] = ()
 
     @classmethod
     def folder(cls, path: Path, adapter: Path | None = None) -> TorchRunner:
@@ -75,22 +106,16 @@ class TorchRunner:
             out: Logits = self._model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
         return out
 
-    def tail(self, ids: Sequence[int], last: int) -> Logits:
+    def _begin(self, prefix: Sequence[int]) -> None:
+        self.step(prefix)
+
+    def _behind(self, length: int, ids: Sequence[int]) -> Logits:
         import copy
 
         import torch
 
-        prefix = tuple(ids[:-last])
-        if not prefix:
-            return self.logits(ids)
-        if prefix != self._prefix:
-            self.forget()
-            self.step(prefix)
-            self._prefix = prefix
         with torch.inference_mode():
-            made = self._model(
-                torch.tensor([list(ids[-last:])]), past_key_values=copy.deepcopy(self._past), use_cache=True
-            )
+            made = self._model(torch.tensor([list(ids)]), past_key_values=copy.deepcopy(self._past), use_cache=True)
         out: Logits = made.logits[0].float().numpy()
         return out
 
@@ -110,7 +135,7 @@ class TorchRunner:
         self._model = self._past = None
 
 
-class LlamaRunner:
+class LlamaRunner(_Cached):
     """A GGUF on bare llama.cpp; ``exact``: keys and values in float32, no flash attention (for parity). An adapter in
     float16 still costs exactness: llama.cpp rounds the activations that it multiplies by it."""
 
@@ -123,7 +148,6 @@ class LlamaRunner:
 
         self.model = NativeModel(path, adapter=adapter, context=context, threads=threads, exact=exact)
         self._length = 0
-        self._prefix: tuple[int, ...] = ()
 
     def logits(self, ids: Sequence[int]) -> Logits:
         self.forget()
@@ -131,16 +155,12 @@ class LlamaRunner:
         self.forget()
         return out
 
-    def tail(self, ids: Sequence[int], last: int) -> Logits:
-        prefix = tuple(ids[:-last])
-        if not prefix:
-            return self.logits(ids)
-        if prefix != self._prefix:
-            self.forget()
-            self.model.feed(prefix, 0, every=False)
-            self._prefix = prefix
-        self.model.cut(len(prefix))
-        return self.model.feed(ids[-last:], len(prefix))
+    def _begin(self, prefix: Sequence[int]) -> None:
+        self.model.feed(prefix, 0, every=False)
+
+    def _behind(self, length: int, ids: Sequence[int]) -> Logits:
+        self.model.cut(length)
+        return self.model.feed(ids, length)
 
     def step(self, ids: Sequence[int]) -> Logits:
         out: Logits = self.model.feed(ids, self._length, every=False)[0]
@@ -155,7 +175,7 @@ class LlamaRunner:
         self.model.close()
 
 
-class OnnxRunner:
+class OnnxRunner(_Cached):
     """An ONNX graph with optimum's names of inputs and outputs; ``adapter`` is an .onnx_adapter file."""
 
     name = "onnxruntime"
@@ -193,7 +213,6 @@ class OnnxRunner:
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._shapes)]
         self._cache: list[Any] = []
         self._length = 0
-        self._prefix: tuple[int, ...] = ()
         self._read: list[Any] = []
 
     def _feed(self, ids: Sequence[int]) -> Any:
@@ -224,16 +243,13 @@ class OnnxRunner:
         self.forget()
         return out
 
-    def tail(self, ids: Sequence[int], last: int) -> Logits:
-        prefix = tuple(ids[:-last])
-        if not prefix:
-            return self.logits(ids)
-        if prefix != self._prefix:
-            self.forget()
-            self._feed(prefix)
-            self._prefix, self._read = prefix, self._cache
-        self._cache, self._length = self._read, len(prefix)
-        out: Logits = np.array(self._feed(ids[-last:]), np.float32)
+    def _begin(self, prefix: Sequence[int]) -> None:
+        self._feed(prefix)
+        self._read = self._cache
+
+    def _behind(self, length: int, ids: Sequence[int]) -> Logits:
+        self._cache, self._length = self._read, length
+        out: Logits = np.array(self._feed(ids), np.float32)
         return out
 
     def step(self, ids: Sequence[int]) -> Logits:
