@@ -54,7 +54,7 @@ def read(path: Path) -> Header:
     data, size = _head(path)
     if data.count(b"{") > MAX_TENSORS:
         raise ModelError(f"{path}: not a usable safetensors file: more than {MAX_TENSORS:,} tensors")
-    value = parse_json(data, f"{path}: its header")
+    value = parse_json(data, f"{path}: its header", most=MAX_HEADER)  # its length is bound enough
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelError(f"{path}: its __metadata__ is not an object of texts")
