@@ -70,7 +70,8 @@ def no_least_evidence() -> Iterator[None]:
 
 def inferred(me: Popi, said: Conversation, *, force: bool) -> tuple[Inferred, bool]:
     """(summary, whether its first word had to be given) of one signal; ``force`` makes one whatever the rules say."""
-    how: dict[str, Any] = {"constraint": me._constraint(), "adapter": me.bundle.adapter("infer")}
+    how: dict[str, Any] = {"constraint": me._constraint(), "adapter": me.bundle.adapter("infer"),
+                           "judge": me.bundle.adapter("generate")}  # fmt: skip
     decoding = me.bundle.decoding
     if not force:
         return infer(me.engine, [said], lexicon=me.lexicon, decoding=decoding, **how), False

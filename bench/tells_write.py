@@ -45,11 +45,11 @@ class Writer:
     journal: Journal
 
     def text(self, key: str, signals: Sequence[Signal], *, closed: bool = True) -> str:
-        """The greedy summary of signals, empty where there is too little to say; made, or as it was kept."""
+        """The summary of signals, empty where there is too little to say; made, or as it was kept."""
         if key not in self.journal:
             m = self.model if closed else replace(self.model, constraint=None)
             made = infer(m.engine, signals, constraint=m.constraint, adapter=m.infer_adapter, lexicon=m.lexicon,
-                         decoding=m.decoding)  # fmt: skip
+                         decoding=m.decoding, judge=m.generate_adapter)  # fmt: skip
             self.journal.add(key, made.text if made.status == "draft" else "")
         return str(self.journal[key])
 

@@ -11,11 +11,14 @@ from typing import Any
 
 from popi_edge.errors import ConfigError
 
+MOST = {"threads": 1024, "drafts": 64}
+
 
 @dataclass(frozen=True)
 class Settings:
     """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
 
+    ``drafts``: of how many drafts a summary is chosen (``popi_edge.drafts``); None: as many as the bundle says.
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
     ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """
@@ -24,6 +27,7 @@ class Settings:
     engine: str = "onnx"
     model: str = "popi-smol"
     threads: int | None = None
+    drafts: int | None = None
     closed_vocabulary: bool = True
     trusted_keys: tuple[str, ...] = ()
     guard: Mapping[str, str] = field(default_factory=dict)
@@ -47,10 +51,10 @@ def default_home() -> Path:
 
 
 def _convert(name: str, value: Any, where: str) -> Any:
-    if name == "threads":
+    if name in MOST:
         text = str(value)
-        if not text.isdecimal() or not 1 <= int(text) <= 1024:
-            raise ConfigError(f"{where}: threads is {value!r}; it must be a whole number from 1 to 1024")
+        if not text.isdecimal() or not 1 <= int(text) <= MOST[name]:
+            raise ConfigError(f"{where}: {name} is {value!r}; it must be a whole number from 1 to {MOST[name]}")
         return int(text)
     if name == "closed_vocabulary":
         if str(value).lower() not in ("true", "false", "1", "0"):

@@ -158,7 +158,8 @@ class Popi(Approval):
             constraint=self._constraint(),
             adapter=self.bundle.adapter("infer"),
             lexicon=self.lexicon,
-            decoding=self.bundle.decoding,
+            decoding=self.bundle.decoded(self.settings),
+            judge=self.bundle.adapter("generate"),
         )
         text = self._masked(done.text, user, form=True)
         row = self.store.add_summary(

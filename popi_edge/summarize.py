@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from popi_edge import prompts
+from popi_edge import drafts, prompts
 from popi_edge.select import window
 from popi_edge.signals import Signal
 
@@ -38,11 +38,13 @@ class Decoding:
     """How a bundle wants its summaries decoded.
 
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
-    ``sentences`` ends the summary after so many.
+    ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
+    the person's choices best (``popi_edge.drafts``).
     """
 
     opening: str = ""
     sentences: int | None = None
+    drafts: int = 1
 
 
 class Opened:
@@ -60,15 +62,18 @@ class Opened:
 
 
 def write(
-    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None, how: Decoding
-) -> tuple[str, int]:
-    """Decode greedily under the constraint; the text, opening included, and its length in tokens."""
+    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
+    how: Decoding, *, temperature: float = 0.0, seed: int = 0,
+) -> tuple[str, int]:  # fmt: skip
+    """Decode under the constraint, greedily unless drawn at a ``temperature``; the text, opening included, and its
+    length in tokens."""
     tokenizer = engine.tokenizer
     ids = tokenizer.encode(how.opening)
     opened = Opened(constraint, ids) if constraint is not None else None
     for token in engine.stream(
-        [*prompt, *ids], max_tokens=limit - len(ids), constraint=opened, adapter=adapter
-    ):
+        [*prompt, *ids], max_tokens=limit - len(ids), constraint=opened, adapter=adapter, temperature=temperature,
+        seed=seed,
+    ):  # fmt: skip
         ids.append(token)
         text = tokenizer.decode(ids).rstrip()
         if how.sentences and text.endswith(MARKS) and sum(text.count(m) for m in MARKS) >= how.sentences:
@@ -121,8 +126,12 @@ def infer(
     previous: str = "",
     lexicon: Lexicon | None = None,
     decoding: Decoding = Decoding(),
+    judge: str | None = None,
 ) -> Inferred:
-    """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood."""
+    """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood.
+
+    ``judge``: the generator's adapter, which chooses among several drafts (None: the base).
+    """
     limits, tokenizer = prompts.spec()["limits"], engine.tokenizer
     usable = [s for s in signals if lexicon is None or understood(s, lexicon)]
     ids = tuple(s.id for s in usable)
@@ -134,6 +143,14 @@ def infer(
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     said = spoken(text)
+    if said and decoding.drafts > 1 and (pairs := drafts.judged(usable[start:], tokenizer)):
+        drawn = [
+            write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding,
+                  temperature=drafts.TEMPERATURE, seed=k)[0]
+            for k in range(1, decoding.drafts)
+        ]  # fmt: skip
+        options = [said, *filter(None, map(spoken, drawn))]
+        said = drafts.best(engine, list(dict.fromkeys(options)), pairs, judge)
     if said != text:
         text, tokens = said, len(tokenizer.encode(said))
     if not text:

@@ -9,6 +9,7 @@ import click
 
 from popi_edge.approval import Difference, PreferenceSummary
 from popi_edge.cli.common import App, ask_passphrase, at_terminal, common, printable, progress, user_option
+from popi_edge.config import MOST
 from popi_edge.edge import Popi
 from popi_edge.errors import GuardBlocked, StoreError
 from popi_edge.guard import Finding
@@ -31,10 +32,11 @@ def as_text(s: PreferenceSummary) -> str:
     return "\n".join(lines)
 
 
-def open_popi(app: App) -> Popi:
+def open_popi(app: App, **flags: Any) -> Popi:
     """The store and what is needed around it; at a terminal, the guard may ask."""
     asks = not app.json and at_terminal()
-    return Popi.open(home=app.settings.home, answer=overrule if asks else None, passphrase=ask_passphrase)
+    return Popi.open(home=app.settings.home, answer=overrule if asks else None, passphrase=ask_passphrase,
+                     **flags)  # fmt: skip
 
 
 def overrule(found: Finding) -> bool:
@@ -56,11 +58,13 @@ def show(app: App, user: str) -> None:
 
 
 @summary.command()
+@click.option("--drafts", type=click.IntRange(1, MOST["drafts"]), metavar="N",
+              help="Of so many drafts keep the one that tells your choices best (default: as the bundle says).")
 @user_option
 @common
-def refresh(app: App, user: str) -> None:
+def refresh(app: App, drafts: int | None, user: str) -> None:
     """Infer a new version from the signals. It stays a draft until you approve it."""
-    with open_popi(app) as me:
+    with open_popi(app, drafts=drafts) as me:
         made = me.summarize(user)
     app.emit(as_json(made), lambda: as_text(made))
 

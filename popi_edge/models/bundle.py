@@ -13,7 +13,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,11 @@ class Bundle:
     def decoding(self) -> Decoding:
         """How its summaries are decoded."""
         how = self.manifest.get("decoding", {})
-        return Decoding(str(how.get("opening", "")), how.get("sentences"))
+        return Decoding(str(how.get("opening", "")), how.get("sentences"), how.get("drafts", 1))
+
+    def decoded(self, settings: Settings) -> Decoding:
+        """The same, with as many drafts as the settings want."""
+        return replace(self.decoding, drafts=settings.drafts) if settings.drafts else self.decoding
 
     def engine(self, name: str, *, threads: int | None = None) -> Engine:
         """Open an engine on the base, or the whole model, with this bundle's adapters."""

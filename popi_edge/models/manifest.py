@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from popi_edge.config import MOST
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import BASES
 from popi_edge.prompts import CONTRACT
@@ -116,6 +117,9 @@ def parse(data: bytes, where: Path) -> dict[str, Any]:
     sentences = how.get("sentences")
     if isinstance(sentences, bool) or not isinstance(sentences, (int, type(None))):
         raise ModelError(f"{where}: decoding.sentences is not a whole number")
+    drafts = how.get("drafts", 1)
+    if isinstance(drafts, bool) or not isinstance(drafts, int) or not 1 <= drafts <= MOST["drafts"]:
+        raise ModelError(f"{where}: decoding.drafts is not a whole number from 1 to {MOST['drafts']}")
     if table["format"] == FORMAT:
         _base(table, where)
     elif "base" in table:

@@ -48,7 +48,7 @@ def summaries(model: Pair, people: Sequence[User]) -> list[tuple[User, str, str]
     for user in people:
         made = infer(
             model.engine, user.signals, constraint=model.constraint, adapter=model.infer_adapter, lexicon=model.lexicon,
-            decoding=model.decoding,
+            decoding=model.decoding, judge=model.generate_adapter,
         )  # fmt: skip
         out.append((user, made.text if made.status == "draft" else "", made.status))
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,10 @@ class Meter:
 @click.option("--generator", metavar="URL", help="Have the LLM at this OpenAI-compatible URL choose, in both orders.")
 @click.option("--generator-model", metavar="NAME", help="The model's name there (default: default).")
 @click.option("--generator-key-env", metavar="VAR", help="The environment variable that holds its key.")
+@click.option(
+    "--without", multiple=True, type=click.Choice(["raw", "untrained_summary", "shuffled_summary"]),
+    help="Leave a condition out; raw signals cost the most.",
+)  # fmt: skip
 @click.option("--profile", is_flag=True, help="Add a second table, with each row's profile among the signals.")
 @click.option(
     "--out", "--resume", "out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
@@ -105,6 +109,7 @@ def evaluate(
     generator: str | None,
     generator_model: str | None,
     generator_key_env: str | None,
+    without: tuple[str, ...],
     profile: bool,
     out: Path | None,
     summaries: Path | None,
@@ -135,7 +140,7 @@ def evaluate(
     chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
-        result, listing = _evaluated(app, rows, opened, engine, seed, profile, out, chooser)
+        result, listing = _evaluated(app, rows, opened, engine, seed, profile, out, chooser, without)
     result |= {"half": half, "limit": limit}
     if summaries is not None:
         run.write_listing(summaries, listing)
@@ -166,7 +171,7 @@ def in_world(run: Path, users: int | None, seed: int) -> tuple[dict[str, Any], s
 
 def _evaluated(
     app: App, rows: Dataset, bundle: str | None, engine: str | None = None, seed: int = 0, profile: bool = False,
-    out: Path | None = None, chooser: Chooser | None = None,
+    out: Path | None = None, chooser: Chooser | None = None, without: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The result of a bundle on rows, and its summaries; by ``chooser`` where one is to choose."""
     from popi_training.evaluate import choice, run
@@ -176,8 +181,10 @@ def _evaluated(
     settings = pair.settings(rows, seed) | (chooser.settings() if chooser else {})
     with closing(pair.engine), closing(Meter()) as meter, Journal(out, settings) as journal:
         if chooser is None:
-            return run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter)
-        return choice.evaluate(rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter)
+            return run.evaluate(rows, pair, journal, seed=seed, profile=profile, advance=meter, without=without)
+        return choice.evaluate(
+            rows, pair, journal, chooser, seed=seed, profile=profile, advance=meter, without=without
+        )
 
 
 def on_corpus(app: App, bundle: Path, corpus: Path, rows: int) -> tuple[dict[str, Any], str]:

@@ -49,7 +49,7 @@ def main() -> None:
         everyone = users_of(args.file)
         for name in random.Random(args.seed).sample(sorted(everyone), min(args.users, len(everyone))):
             made = infer(pair.engine, everyone[name], constraint=pair.constraint, adapter=pair.infer_adapter,
-                         lexicon=pair.lexicon, decoding=pair.decoding)  # fmt: skip
+                         lexicon=pair.lexicon, decoding=pair.decoding, judge=pair.generate_adapter)  # fmt: skip
             print(f"{name} [{made.status}, {made.tokens} tokens]: {made.text or made.reason}")
             print(*map(line, everyone[name]), sep="\n")
     except PopiError as e:

@@ -296,7 +296,7 @@ class Choices(run.Scores):
 
 def evaluate(
     data: Dataset, pair: run.Pair, journal: Journal, chooser: Chooser, *, seed: int = 0, profile: bool = False,
-    advance: run.Advance,
+    advance: run.Advance, without: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """``run.evaluate`` with ``chooser`` as the judge: the same shape, and ``generator`` beside it.
 
@@ -304,7 +304,9 @@ def evaluate(
     """
     choices = Choices(data.rows, pair, journal, chooser)
     choices.begin()
-    result, listing = run.evaluate(data, pair, journal, seed=seed, profile=profile, advance=advance, scores=choices)
+    result, listing = run.evaluate(
+        data, pair, journal, seed=seed, profile=profile, advance=advance, scores=choices, without=without
+    )
     return result | {"generator": choices.described()}, listing
 
 

@@ -103,7 +103,7 @@ def open_pair(bundle: str | None, engine: str | None, settings: Settings) -> Pai
         lexicon,
         model=f"{opened.name} {opened.version}",
         identity=" ".join([opened.identity, str(size), *hashes]),
-        decoding=opened.decoding,
+        decoding=opened.decoded(settings),
         untrained=Decoding(**ZERO_SHOT) if opened.adapter("infer") else None,
     )
 
@@ -133,6 +133,7 @@ def summarize_all(
             adapter=None if untrained else pair.infer_adapter,
             lexicon=pair.lexicon,
             decoding=how,
+            judge=pair.generate_adapter,
         )
         kept = asdict(made)
         kept.pop("signal_ids")
@@ -223,18 +224,18 @@ class Scores:
 # stage 3 --------------------------------------------------------------------------------------------------
 def outcomes(
     rows: Sequence[Row], donors: Sequence[Donors], summaries: Sequence[str], scores: Scores, profile: bool,
-    untrained: Sequence[str] = (),
+    untrained: Sequence[str] = (), without: Sequence[str] = (),
 ) -> dict[str, Outcome]:  # fmt: skip
     """Every condition over all rows, from scores already computed."""
     out = {}
-    for condition in _run(CONDITIONS, untrained):
+    for condition in _run(CONDITIONS, untrained, without):
         both = [contexts(condition, i, rows, donors, summaries, profile, untrained) for i in range(len(rows))]
         out[condition] = scores.outcome(both)
     return out
 
 
-def _run(conditions: Sequence[str], untrained: Sequence[str]) -> list[str]:
-    return [c for c in conditions if c != "untrained_summary" or untrained]
+def _run(conditions: Sequence[str], untrained: Sequence[str], without: Sequence[str]) -> list[str]:
+    return [c for c in conditions if c not in without and (c != "untrained_summary" or untrained)]
 
 
 def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequence[dict[str, Any]], seed: int,
@@ -263,13 +264,13 @@ def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequen
 
 def evaluate(
     data: Dataset, pair: Pair, journal: Journal, *, seed: int = 0, profile: bool = False, advance: Advance,
-    scores: Scores | None = None,
+    scores: Scores | None = None, without: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """Evaluate a pair on rows; the result in the contract's shape, and one line a row with its summary.
 
     ``profile`` adds a second result, in which each row's description is one more signal. Every finished unit
-    is in the journal before the next is begun. ``scores``: who judges the replies, where it is not the pair's own
-    generator (see ``choice``). Raises ConfigError (too few rows), EngineError.
+    is in the journal before the next is begun. ``without``: conditions to leave out. ``scores``: who judges the
+    replies, where it is not the pair's own generator (see ``choice``). Raises ConfigError (too few rows), EngineError.
     Does not tell a summary that describes the person from a private code that only this pair reads.
     """
     rows = data.rows
@@ -277,20 +278,20 @@ def evaluate(
     kinds = (False, True) if profile and any(r.profile for r in rows) else (False,)
     summaries = {kind: summarize_all(rows, pair, journal, profile=kind, advance=advance) for kind in kinds}
     plain: dict[bool, list[str]] = {kind: [] for kind in kinds}
-    if pair.untrained is not None:
+    if pair.untrained is not None and "untrained_summary" not in without:
         for kind in kinds:
             made = summarize_all(rows, pair, journal, profile=kind, advance=advance, untrained=True)
             plain[kind] = [s["text"] for s in made]
     scores = scores or Scores(rows, pair, journal)
     texts = {kind: [s["text"] for s in made] for kind, made in summaries.items()}
     for kind in kinds:
-        for condition in _run(CONDITIONS if not kind else FROM_SIGNALS, plain[kind]):
+        for condition in _run(CONDITIONS if not kind else FROM_SIGNALS, plain[kind], without):
             for i in range(len(rows)):
                 for context in contexts(condition, i, rows, donors, texts[kind], kind, plain[kind]):
                     scores.job(i, context)
     scores.compute(advance)
     known = scores.baselines()
-    found = {k: outcomes(rows, donors, texts[k], scores, k, plain[k]) for k in kinds}
+    found = {k: outcomes(rows, donors, texts[k], scores, k, plain[k], without) for k in kinds}
     results = [describe(rows, found[k], summaries[k], seed, known, k, data.personas) for k in kinds]
     result = results[0] | {
         "dropped": dict(data.dropped),
