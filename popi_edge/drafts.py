@@ -32,7 +32,7 @@ PAIRS = 4
 TOKENS = 64
 """Tokens of either reply from the first that differs on; what both begin with counts on top, up to as many again."""
 BETA = 0.2
-TEMPERATURE = 0.9
+TEMPERATURE = 0.6
 """At which drafts are drawn."""
 
 

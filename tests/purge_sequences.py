@@ -162,7 +162,7 @@ def stand_ins(said: str) -> None:
             return summarize.Inferred("", 0, "insufficient", "no signals", (), 0)
         return summarize.Inferred(said, 8, "draft", "", ids, 100)
 
-    bundle = SimpleNamespace(adapter=lambda role: None, decoding=None, identity="stand-in")
+    bundle = SimpleNamespace(adapter=lambda role: None, decoded=lambda settings: None, identity="stand-in")
     engine = SimpleNamespace(count=lambda text: len(text.split()), close=lambda: None)
     for name, value in (("bundle", bundle), ("engine", engine)):
         patch.object(Popi, name, property(lambda self, v=value: v)).start()
