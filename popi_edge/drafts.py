@@ -1,14 +1,16 @@
 """Several drafts of a summary, and the one under which the generator best tells what the person chose.
 
-The first draft is the likeliest one, the others are drawn. For every pair of replies that the person has judged (of
-comparisons and edits, the newest) and every draft z, in nats, over the first tokens of both replies,
+The first draft is the likeliest one, the others are drawn; each sentence of any is a draft of its own too, since
+one may be right and the next made up. For every pair of replies that the person has judged (of comparisons and edits,
+the newest) and every draft z, in nats, over the first tokens of both replies,
 
     m(z) = log π(y⁺|x,z) − log π(y⁻|x,z) − [ log π(y⁺|x) − log π(y⁻|x) ]
 
-and kept is the draft with the highest mean log σ(β m): the objective that both roles were trained for (DESIGN, the
-objective), maximised once more over a few z, on what is known of this person. π is this bundle's own generator.
+and kept is the draft with the highest mean log σ(β m): the objective that both roles were trained for, maximised once
+more over a few z, on what is known of this person. π is this bundle's own generator. The likeliest draft stands unless
+another is better by ``GAIN``, as it also says what no pair shows.
 
-Costs what it reads: (drafts + 1) × pairs × two replies. Not covered: what a person only stated or rated (there is no
+Costs what it reads: (drafts + 1) × pairs × two replies. Not covered: a person who only stated or rated (there is no
 pair then, and the likeliest draft is kept); that a generator from elsewhere would have chosen the same draft.
 """
 
@@ -32,7 +34,8 @@ PAIRS = 4
 TOKENS = 64
 """Tokens of either reply from the first that differs on; what both begin with counts on top, up to as many again."""
 BETA = 0.2
-TEMPERATURE = 0.6
+GAIN = 0.03
+TEMPERATURE = 0.9
 """At which drafts are drawn."""
 
 
@@ -85,9 +88,10 @@ def _log_sigmoid(x: float) -> float:
 
 
 def best(engine: Engine, texts: Sequence[str], pairs: Sequence[Judged], adapter: str | None) -> str:
-    """Of several drafts the one that tells the pairs best, of equals the first. Raises EngineError."""
+    """The first of several drafts, or what tells the pairs best where that is better by ``GAIN``; of equals the first.
+    Raises EngineError."""
     if len(texts) < 2 or not pairs:
         return texts[0]
     bare = margins(engine, "", pairs, adapter)
-    scores = [worth(margins(engine, text, pairs, adapter), bare) for text in texts]
-    return texts[scores.index(max(scores))]
+    first, *scores = [worth(margins(engine, text, pairs, adapter), bare) for text in texts]
+    return texts[1 + scores.index(max(scores))] if max(scores) > first + GAIN else texts[0]

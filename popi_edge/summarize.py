@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from popi_edge.models.tokenizer import Tokenizer
     from popi_edge.vocabulary import Lexicon
 
-WORD = re.compile(r"[^\W\d_]+")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+WORD = re.compile(r"[^\W\d_]+")
 MARKS = (".", "!", "?")
 
 
@@ -149,8 +149,9 @@ def infer(
                   temperature=drafts.TEMPERATURE, seed=k)[0]
             for k in range(1, decoding.drafts)
         ]  # fmt: skip
-        options = [said, *filter(None, map(spoken, drawn))]
-        said = drafts.best(engine, list(dict.fromkeys(options)), pairs, judge)
+        texts = [said, *filter(None, map(spoken, drawn))]
+        parts = [s for text in texts for s in SENTENCE_END.split(text)]
+        said = drafts.best(engine, list(dict.fromkeys([*texts, *parts])), pairs, judge)
     if said != text:
         text, tokens = said, len(tokenizer.encode(said))
     if not text:

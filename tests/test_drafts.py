@@ -17,7 +17,7 @@ from popi_edge.cli import main
 from popi_edge.config import load
 from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models.manifest import parse
-from popi_edge.summarize import Decoding, infer, spoken, write
+from popi_edge.summarize import SENTENCE_END, Decoding, infer, spoken, write
 
 LONG = "one two three four five six seven eight nine ten " * 12
 SIGNALS = (
@@ -73,13 +73,27 @@ def test_what_is_kept_is_the_best_of_what_was_drawn(me: popi.Popi, tiny: tuple[P
     prompt = prompts.chat_ids(engine.tokenizer, prompts.infer_messages(texts))
     drawn = [spoken(write(engine, prompt, 48, mask, None, how, temperature=t, seed=k)[0])
              for k, t in enumerate([0.0] + 5 * [drafts.TEMPERATURE])]  # fmt: skip
-    assert len(set(drawn)) > 2 and made.text in drawn
-    values = {text: by_torch(tiny[1], me, text) for text in drawn}
+    options = drawn + [s for text in drawn for s in SENTENCE_END.split(text)]
+    assert len(set(drawn)) > 2 and made.text in options[1:]
+    values = {text: by_torch(tiny[1], me, text) for text in options}
     assert values[made.text] == pytest.approx(max(values.values()), abs=1e-5)
-    assert max(values.values()) > min(values.values()) + 1e-4
+    assert max(values.values()) > values[drawn[0]] + drafts.GAIN
     assert made.tokens == len(engine.tokenizer.encode(made.text))
     assert infer(engine, SIGNALS, constraint=mask, decoding=how) == made
     assert infer(engine, SIGNALS, constraint=mask, decoding=Decoding(sentences=1)).text == drawn[0]
+
+
+def test_the_likeliest_draft_stands_where_no_other_is_better_by_enough(
+    me: popi.Popi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, texts = drafts.judged(SIGNALS, me.engine.tokenizer), ["Be kind.", "Likes a step.", "Prefers words."]
+    values = [drafts.worth(*(drafts.margins(me.engine, z, pairs, None) for z in (text, ""))) for text in texts]
+    best = max(range(3), key=values.__getitem__)
+    monkeypatch.setattr(drafts, "GAIN", 1e-6)
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        assert drafts.best(me.engine, [texts[i] for i in order], pairs, None) == texts[best]
+    monkeypatch.setattr(drafts, "GAIN", 10.0)
+    assert drafts.best(me.engine, texts, pairs, None) == texts[0] == drafts.best(me.engine, texts, [], None)
 
 
 def test_without_a_pair_the_likeliest_draft_is_kept(me: popi.Popi) -> None:
@@ -97,8 +111,9 @@ def test_the_person_says_how_many(
     monkeypatch.setenv("POPI_MODEL", str(me.settings.model))
 
     def run(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["popi", "summary", "refresh", *words, *place])
         with pytest.raises(SystemExit) as end:
-            main(["summary", "refresh", *words, *place])
+            main()
         assert end.value.code == (2 if "65" in words else 0)
         return capsys.readouterr().out
 
