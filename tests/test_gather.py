@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from popi_edge.errors import ConfigError
 from popi_training.evaluate import gather
 
 ROOT = Path(__file__).parent.parent
@@ -20,25 +19,13 @@ SETS = {
 
 
 def test_the_manifest_and_the_readme_have_the_table_of_the_committed_results() -> None:
-    measured = ROOT / "docs/measured"
-    words = [f"{name}={measured}/sixth_{file}.json+{measured}/fifth_{file}.json" for name, file in SETS.items()]
+    words = [f"{name}={ROOT}/docs/measured/fifth_{file}.json" for name, file in SETS.items()]
     table = gather.gathered(dict(map(gather.read, words)))
     manifest = json.loads((ROOT / "popi_edge/models/popi-smol/manifest.json").read_text("utf-8"))
     assert manifest["evaluation"] == json.loads(json.dumps(table))
     assert gather.markdown(table) in (ROOT / "README.md").read_text("utf-8")
     for word in words:
         assert gather.read(word)[1]["model"] == f"{manifest['name']} {manifest['version']}"
-
-
-def test_what_was_left_out_comes_from_an_earlier_result_of_the_same_rows_alone() -> None:
-    measured = ROOT / "docs/measured"
-    first, earlier = (json.loads((measured / f"{n}_users.json").read_text("utf-8")) for n in ("sixth", "fifth"))
-    assert "raw" not in first["conditions"]
-    _, found = gather.read(f"x={measured}/sixth_users.json+{measured}/fifth_users.json")
-    assert found["conditions"]["raw"] == earlier["conditions"]["raw"]
-    assert found["conditions"]["summary"] == first["conditions"]["summary"] != earlier["conditions"]["summary"]
-    with pytest.raises(ConfigError, match="is not of the rows of"):
-        gather.read(f"x={measured}/sixth_users.json+{measured}/fifth_prompts.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"conditions": {}}'])

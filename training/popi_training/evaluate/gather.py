@@ -1,8 +1,6 @@
 """Several results of ``popi eval --json`` as one table: for a bundle's manifest (JSON) and to read (Markdown, printed).
 
-    python -m popi_training.evaluate.gather OUT.json NAME=RESULT.json[+EARLIER.json] …
-
-What RESULT left out (``popi eval --without``) is taken from EARLIER, a result of the same rows.
+    python -m popi_training.evaluate.gather OUT.json NAME=RESULT.json …
 """
 
 from __future__ import annotations
@@ -23,25 +21,13 @@ KEPT = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", 
 
 
 def read(word: str) -> tuple[str, dict[str, Any]]:
-    """``NAME=FILE`` or ``NAME=FILE+EARLIER`` → its name and result. Raises ConfigError for a word or a file that is
-    none, and for two files of different rows."""
-    name, _, paths = word.partition("=")
-    first, *earlier = paths.split("+")
-    found = _result(first)
-    for path in earlier:
-        before = _result(path)
-        if any(found[k] != before[k] for k in ("pairs", "seed", "format", "engine")):
-            raise ConfigError(f"{path} is not of the rows of {first}")
-        found["conditions"] = before["conditions"] | found["conditions"]
-    return name, found
-
-
-def _result(path: str) -> dict[str, Any]:
+    """``NAME=FILE`` → its name and result. Raises ConfigError for a word or a file that is none."""
+    name, _, path = word.partition("=")
     try:
         result = json.loads(Path(path).read_text("utf-8"))
-        return {k: result[k] for k in ("conditions", "gap_closed", "model", "engine", "pairs", "seed", "format")}
+        return name, {k: result[k] for k in ("conditions", "gap_closed", "model", "engine", "pairs", "seed")}
     except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+        raise ConfigError(f"cannot read {path or word}: {e.strerror}") from None
     except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{path}: not a result of popi eval --json: {e}") from None
 
