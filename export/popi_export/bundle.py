@@ -24,7 +24,7 @@ from popi_edge.config import Settings
 from popi_edge.engines.adapter import read_adapter
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
-from popi_edge.files import read_regular
+from popi_edge.files import cause, read_regular
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
 from popi_edge.models.bundle import read_bundle, verified, write_signature
 from popi_edge.models.gguf import Gguf
@@ -196,7 +196,7 @@ def drafted(out: Path) -> Iterator[Path]:
             out.replace(old)
         draft.replace(out)
     except OSError as e:
-        raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
+        raise StoreError(f"cannot write {out}: {cause(e)}") from None
     finally:
         if old.exists() and not out.exists():
             old.replace(out)
