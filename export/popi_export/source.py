@@ -156,7 +156,11 @@ def _peft(path: Path, base: Source) -> Source:
 def _run(path: Path, settings: Settings) -> Source:
     from popi_export import bundle
 
-    checkpoint = bundle.read(path, settings)
+    return of_checkpoint(path, bundle.read(path, settings))
+
+
+def of_checkpoint(path: Path, checkpoint: Any) -> Source:
+    """A run's checkpoint (``bundle.read``) at ``path``. Raises ModelError."""
     found = _gguf(checkpoint.file)
     lora = checkpoint.recipe.lora
     adapters = {}
