@@ -39,11 +39,10 @@ from popi_edge.models.tokenizer import Tokenizer
 from popi_export import beside, fuzz, quantize, source, tasks, to_onnx, vocabulary
 from popi_export.activations import collect
 from popi_export.imatrix import calibration_text
-from popi_export.measure import Settings, Speed
+from popi_export.measure import Settings
 from popi_export.native import NativeModel
-from popi_export.parity import Parity
 from popi_export.runners import TorchRunner, open_runner
-from popi_export.verify import Candidate, Report, Row, judge, verify, windows, with_task
+from popi_export.verify import Candidate, Report, Row, judge, restored, verify, windows, with_task
 from popi_export.verify_report import markdown, plot
 from popi_training import corpus
 from popi_training.limits import KINDS, Limits
@@ -140,16 +139,6 @@ def candidates(model: Path, work: Path) -> Iterator[tuple[Candidate, Callable[[]
         yield Candidate(kind, "llama.cpp", path, ROLE, lora), partial(weighed, path, kind)
 
 
-def restored(value: dict[str, Any], c: Candidate) -> Row:
-    """A row from its JSON, judged anew."""
-    speed, split = value["speed"], value["tokenizer"]
-    figures = Parity(**{k: value[k] for k in Parity.__dataclass_fields__})
-    row = Row(c, figures, value["size"], fuzz.Differences(**split) if split else None,
-              Speed(**speed) if speed else None, value["task"], value["task_before"], value.get("pairs", {}),
-              value["types"], value["fallback"] or "")  # fmt: skip
-    return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, LIMITS, False)))
-
-
 class Table:
     """What rows are measured against, and how."""
 
@@ -205,7 +194,8 @@ def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], ho
     have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
     how.runs = min(how.runs, before.get("runs", how.runs))  # as the rows have that are there
     every = list(candidates(model, work))
-    done = {c: restored(have[key], c) for c, _ in every if (key := (c.model.name, c.engine, c.role)) in have}
+    done = {c: restored(have[key], c, LIMITS, tokenizers=False) for c, _ in every
+            if (key := (c.model.name, c.engine, c.role)) in have}  # fmt: skip
 
     def report() -> Report:
         found = tuple(done[c] for c, _ in every if c in done)

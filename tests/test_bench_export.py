@@ -18,7 +18,7 @@ from popi_export.measure import Speed
 from popi_export.parity import Parity
 from popi_export.quantize import quantize
 from popi_export.to_gguf import write_model
-from popi_export.verify import Candidate, Report, Row
+from popi_export.verify import Candidate, Report, Row, restored
 from tests import tiny as make
 from tests import tiny_hf
 
@@ -59,7 +59,7 @@ def test_a_row_comes_back_from_its_json(tmp_path: Path) -> None:
               {"accuracy": 0.5}, {"accuracy": 0.6}, {"pairs": 6}, {"Q8_0": 3}, "fell back")  # fmt: skip
     for one in (row, Row(c, row.parity, 5)):
         value = json.loads(json.dumps(Report("torch", (one,), export_table.LIMITS).json()))["rows"][0]
-        found = export_table.restored(value, c)
+        found = restored(value, c, export_table.LIMITS, tokenizers=False)
         assert replace(found, failures=()) == one
         assert found.failures == (  # judged anew: not as the file had it
             f"{c.name}: perplexity relative to the reference's 1.1 is over 1.02",

@@ -167,7 +167,8 @@ def test_a_limit_that_does_not_hold_leaves_no_bundle(folder: Path, popi: Popi, t
     code, _, err = popi(*words, "--limits", strict)  # nothing is measured again to say the same
     assert code == 1 and "verify: done before" in err and "comparing" not in err
     strict.write_text("[limits.kl]\nQ8_0 = 1\n[limits.agreement]\nQ8_0 = 0\n[limits.perplexity]\nQ8_0 = 9\n")
-    code, _, err = popi(*words, "--limits", strict)
+    code, _, err = popi(*words, "--limits", strict)  # nor to say something else by other limits
+    assert "measured: done before" in err and "comparing" not in err
     assert code == 0 and "gguf-Q8_0: done before" in err and listed(tmp_path) == ["out", "strict.toml"]
     strict.write_text("[limits]\nspeed = 3\n")
     refused(popi(*words[:1], tmp_path / "more", *words[2:], "--limits", strict), "no key limits.speed")

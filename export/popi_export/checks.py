@@ -29,7 +29,7 @@ from popi_export.runners import LlamaRunner, Runner, TorchRunner
 from popi_export.source import Source
 from popi_export.tasks import Task
 from popi_export.to_gguf import write_lora
-from popi_export.verify import Candidate, Report, verify, windows
+from popi_export.verify import Candidate, Report, restored, verify, windows
 from popi_training.limits import Limits
 
 TABLE, LINES, PLOT = "table.json", "table.md", "plot.png"
@@ -109,6 +109,15 @@ def compare(
             task=_task(runtime, how.pairs, longest), limits=limits, speed=Settings() if how.speed else None,
             advance=lambda what: tell(f"comparing {what}"),
         )  # fmt: skip
+
+
+def judged(table: Path, written: Written, limits: Limits) -> Report:
+    """A report that was kept, by other limits: nothing is measured again."""
+    value = json.loads(table.read_text("utf-8"))
+    every = {(c.model.name, c.engine, c.role): c for c in candidates(written, True)}
+    rows = [restored(r, every[r["file"], r["engine"], r["adapter"] or ""], limits, tokenizers=True)
+            for r in value["rows"]]  # fmt: skip
+    return Report(value["reference"], tuple(rows), limits)
 
 
 def kept(
@@ -197,10 +206,15 @@ def told(report: Report, how: str, *, tell: Callable[[str], Any]) -> dict[str, A
     return {"how": how, "reference": report.reference, "rows": rows}
 
 
-def write(report: Report, folder: Path) -> None:
-    """The report as table.json, table.md and, where matplotlib is installed, plot.png. Raises OSError."""
+def keep(report: Report, folder: Path) -> None:
+    """The report as table.json, which ``judged`` reads. Raises OSError."""
     table = json.dumps(_finite(report.json()), ensure_ascii=False, indent=1, allow_nan=False)
     (folder / TABLE).write_text(table + "\n", "utf-8")
+
+
+def write(report: Report, folder: Path) -> None:
+    """The report as table.json, table.md and, where matplotlib is installed, plot.png. Raises OSError."""
+    keep(report, folder)
     (folder / LINES).write_text(verify_report.markdown(report), "utf-8")
     verify_report.plot(report, folder / PLOT)
 

@@ -176,22 +176,27 @@ class Export:
             tokenizer=self.beside["tokenizer.json"] if self.graphs else None,
         )
 
-        def make(folder: Path) -> dict[str, Any]:
+        def measure(folder: Path) -> None:
             report = checks.compare(
                 self.source, written, merge=self.plan.merge, roles=self.roles(), how=checks.HOW[self.plan.verify],
                 limits=limits, tell=self.work.tell,
             )  # fmt: skip
+            checks.keep(report, folder)
+
+        def judge(folder: Path) -> dict[str, Any]:
+            report = checks.judged(measured[checks.TABLE], written, limits)
             checks.write(report, folder)
             return {"failures": list(report.failures), "reference": report.reference, "how": self.plan.verify}
 
         parents = [*self.models.values(), *self.graphs.values(), self.adapters]
-        settings = {"how": self.plan.verify, "limits": asdict(limits), "merge": self.plan.merge}
-        done = self.work.stage("verify", self.inputs(*parents, **settings), make)
+        settings = {"how": self.plan.verify, "merge": self.plan.merge}
+        measured = self.work.stage("measured", self.inputs(*parents, **settings), measure)
+        done = self.work.stage("verify", self.inputs(measured, limits=asdict(limits)), judge)
         if failures := done.facts["failures"]:
             more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise ModelError(
                 f"a limit does not hold, so there is no bundle: {failures[0]}{more}; the table is "
-                f"{done[checks.LINES]}, and what is done stays there to go on with"
+                f"{done[checks.LINES]}; what is done stays there: the same command goes on, --limits FILE sets others"
             )
         return done
 
