@@ -82,6 +82,11 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
     that devices do not know, ModelError for a damaged checkpoint or another base."""
     folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file or folder")
+    if not (folder / RECIPE).is_file():
+        what = "a run (recipe.toml), a model's folder (config.json), an adapter's (adapter_config.json) or a .gguf file"
+        raise ConfigError(f"{path} is none of what can be exported: {what}")
     recipe = recipes.read(folder / RECIPE)
     state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     if state["made_from"].get("recipe") != recipe_hash(recipe):

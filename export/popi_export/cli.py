@@ -14,8 +14,8 @@ from popi_edge.errors import ConfigError, EngineError
 
 PATH = click.Path(path_type=Path)
 KINDS = (
-    "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, or as "
-    "a GGUF file is; int4)."
+    "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, int4, "
+    "or as a GGUF file is)."
 )
 WAYS = "ONNX from the GGUF, nothing requantized (direct, default), or from a Hugging Face folder by optimum."
 WHOLE = ("formats", "quant", "adapters", "base", "calibration", "licence", "way")
@@ -50,6 +50,8 @@ def export(app: App, *, checkpoint: Path, out: Path, **options: Any) -> None:
     from popi_export import bundle
 
     need("gguf", "filelock")
+    if (checkpoint / "manifest.json").is_file() and not any(checkpoint.glob("*.safetensors")):
+        raise ConfigError(f"{checkpoint} is a bundle; give what it was made from, or a GGUF file in it")
     bundle.refuse_taken(out, options["force"])
     private = _private(options["sign"])
     table = bundle.read_evaluation(options["evaluation"]) if options["evaluation"] is not None else None
@@ -130,7 +132,7 @@ def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table
         found, formats=words(options["formats"]), kinds=words(options["quant"]), adapters=options["adapters"],
         name=options["name"] or (found.run.recipe.name if found.run is not None else None), version=options["version"],
         verify=_how(options), limits=options["limits"], calibration=options["calibration"],
-        licence=options["licence"], base=options["base"], way=options["way"] or "direct",
+        licence=options["licence"], base=options["base"], way=options["way"],
         command=command(checkpoint, options),
     )  # fmt: skip
     manifest = pipeline.export(
