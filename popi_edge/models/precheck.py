@@ -137,7 +137,12 @@ def any_file(path: Path) -> dict[str, object]:
     if start[4:] == onnx_adapter_check.IDENTIFIER:
         return {"kind": "ONNX Runtime adapter", "parameters": len(onnx_adapter_check.check(path))}
     if start[:4] != b"GGUF":
-        found = onnx_check.check(path)
+        try:
+            found = onnx_check.check(path)
+        except ModelError as e:
+            if path.suffix == ".onnx":
+                raise
+            raise ModelError(str(e).replace("not a usable ONNX", "no GGUF file, and not a usable ONNX")) from None
         beside = sorted({name for name, _, _ in found.external})
         return {"kind": "ONNX model", "tensors": found.tensors, "nodes": found.nodes, "files_beside": beside}
     lora = Gguf(path).fields.get("general.type") == "adapter"
