@@ -202,7 +202,7 @@ def told(report: Report, how: str, *, tell: Callable[[str], Any]) -> dict[str, A
     if failures := report.failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise ModelError(f"a limit does not hold, so there is no bundle: {failures[0]}{more}")
-    rows = [{"role": r["adapter"]} | {k: r[k] for k in TOLD} for r in report.json()["rows"]]
+    rows = [{"role": r["adapter"]} | {k: r[k] for k in TOLD if r[k] != {}} for r in report.json()["rows"]]
     return {"how": how, "reference": report.reference, "rows": rows}
 
 

@@ -94,7 +94,9 @@ def _adapters(app: App, checkpoint: Path, out: Path, options: dict[str, Any], ta
     if read.step < read.recipe.train.steps:
         app.note(f"the run is at step {read.step} of {read.recipe.train.steps}")
     files = ", ".join(f"{r['file']} ({r['size']:,} bytes)" for r in manifest["roles"].values() if r)
-    text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike"
+    compared = "" if how == "off" else ", compared with the run"
+    signed = ", signed" if private is not None else ""
+    text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike{compared}{signed}"
     app.emit({"folder": str(out), **manifest}, text)
 
 
