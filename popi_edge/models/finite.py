@@ -30,11 +30,15 @@ EXPONENT = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2",
 """The bits that are all set in what is no finite number."""
 
 
+class NotFinite(ModelError):
+    """A model that holds NaN or an infinity."""
+
+
 def check(file: Gguf) -> None:
-    """Raises ModelError naming the first tensor that holds NaN or an infinity."""
+    """Raises NotFinite naming the first tensor that holds NaN or an infinity."""
     for tensor in file.tensors.values():
         if not finite(tensor):
-            raise ModelError(f"{file.path}: {tensor.name} holds a value that is not finite (NaN or infinite)")
+            raise NotFinite(f"{file.path}: {tensor.name} holds a value that is not finite (NaN or infinite)")
         if tensor.data.nbytes > CHUNK:
             file.drop_pages()  # they would count as this process's memory, once more when the engine maps the file
 
