@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import tracemalloc
 from pathlib import Path
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx import external_data_helper as outside
 
+from bench import _tamper_whole as whole
 from bench.export_hostile import Traps
 from popi_edge.engines.base import open_engine
 from popi_edge.errors import ModelError
-from popi_edge.models import finite, onnx_adapter_check, onnx_check, precheck
+from popi_edge.models import bundle, finite, onnx_adapter_check, onnx_check, precheck
 from popi_edge.models.gguf import BLOCKS, Gguf, Tensor
 from popi_export.quantize import quantize
 from tests import tiny as make
@@ -101,6 +103,26 @@ def test_looking_takes_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2 * finite.CHUNK
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["model-F32.gguf", "infer.gguf", "model-fp32.onnx.data", "infer-fp32.onnx_adapter"])
+def test_a_bundle_whose_hashes_are_right_is_refused_too(name: str, tmp_path: Path) -> None:
+    place = whole.bundle(tmp_path / "b", 3)
+    assert bundle.verified(place).manifest["name"] == "w3"
+    data = bytearray((place / name).read_bytes())
+    if name.endswith(".gguf"):
+        tensor = next(t for t in Gguf(place / name).tensors.values() if len(t.shape) == 2).data.tobytes()
+        at = data.index(tensor)
+        data[at : at + 4] = b"\xff" * 4
+    else:
+        at = 0 if name.endswith(".data") else data.index(struct.pack("<f", 3.0))
+        data[at : at + 4] = struct.pack("<f", NAN)
+    (place / name).write_bytes(data)
+    table = json.loads((place / "manifest.json").read_text())
+    next(e for e in whole.entries(table) if e["file"] == name).update(whole.entry(place / name))
+    (place / "manifest.json").write_text(json.dumps(table))
+    with pytest.raises(ModelError, match=r"not finite|holds NaN"):
+        bundle.verified(place)
 
 
 # ONNX --------------------------------------------------------------------------------------------------------------
