@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -109,6 +114,34 @@ def test_a_person_may_switch_the_sensitive_words_on_but_never_the_names() -> Non
     wide = Lexicon.load(sensitive=True)
     assert "prayer" in wide and "diabetes" in wide and "votes" in wide
     assert "mark" not in wide and "paris" not in wide and len(wide) > len(LEXICON)
+
+
+# the shipped file is made again --------------------------------------------------------------------------------
+ROOT = SPEC.parent.parent
+
+
+def test_one_command_in_a_clone_makes_the_shipped_files_again_byte_for_byte(tmp_path: Path) -> None:
+    spec = tmp_path / "popi_edge" / "spec"
+    spec.mkdir(parents=True)
+    for name in ("lexicon_added.txt", "lexicon_excluded.txt"):
+        shutil.copy(SPEC / name, spec)
+    shutil.copytree(ROOT / "training" / "lexicon", tmp_path / "training" / "lexicon")
+    path = os.pathsep.join((str(ROOT), str(ROOT / "training")))
+    command = [sys.executable, "-S", "-m", "popi_training.lexicon"]  # -S: nothing that was installed
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("lexicon.txt", "lexicon_sensitive.txt"):
+        assert (spec / name).read_bytes() == (SPEC / name).read_bytes(), name
+
+
+def test_the_public_lists_are_the_very_files_that_their_readme_names() -> None:
+    folder = ROOT / "training" / "lexicon"
+    said = (folder / "README.md").read_text("utf-8")
+    files = [p for p in folder.rglob("*") if p.suffix in (".txt", ".json")]
+    assert len(files) == 1 + len((*builder.PLAIN, *builder.VERBS, builder.PASTS, *builder.THINGS))
+    for file in files:
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in said, file.name
+    assert "public domain" in said and "CC0" in said
 
 
 # the builder ------------------------------------------------------------------------------------------------
@@ -219,6 +252,24 @@ def test_a_source_that_is_wrong_is_one_line_and_nothing_is_written(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and file in error
     assert not (tmp_path / "lexicon.txt").exists() and not (tmp_path / "lexicon_sensitive.txt").exists()
+
+
+def test_a_folder_of_lists_is_read_like_the_one_file_and_a_missing_or_broken_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = sources(tmp_path)
+    folder = tmp_path / "lists"
+    for name, value in json.loads((tmp_path / "lists.json").read_text()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    assert builder.main([*arguments, f"--lists={folder}"]) == 0
+    assert made(tmp_path) == sorted(EXPECTED.split())
+    (folder / "words" / "common.json").write_text("[")
+    assert builder.main([*arguments, f"--lists={folder}"]) == 1
+    assert "common.json: not JSON: line 1" in capsys.readouterr().err
+    (folder / "words" / "common.json").unlink()
+    assert builder.main([*arguments, f"--lists={folder}"]) == 1
+    assert "common.json: No such file" in capsys.readouterr().err
 
 
 def test_private_units_are_measured_by_what_cannot_be_written(

@@ -1,9 +1,10 @@
 """Makes ``popi_edge/spec/lexicon.txt``, the words that a summary may be made of.
 
-    python -m popi_training.lexicon --words 3esl.txt --lists lexicons.json --out popi_edge/spec/lexicon.txt
+    python -m popi_training.lexicon          # in a clone
 
-``--words`` is the 3esl list of 12dicts (public domain), ``--lists`` a JSON object of word lists named as in the
-Corpora project (CC0). Our own words and exclusions stand beside ``--out``, in lexicon_added.txt and
+The public lists stand in ``training/lexicon`` (its README says from where, under which licence, and what is taken of
+each): the 3esl list of 12dicts (public domain), and lists of the Corpora project (CC0), a folder of JSON files or one
+JSON object by name. Our own words and exclusions stand beside ``--out``, in lexicon_added.txt and
 lexicon_excluded.txt. lexicon_sensitive.txt, the words that a person may switch on, is written there too. Nothing is
 written unless everything could be read. The same files give the same bytes.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from popi_edge.files import whole_file
 
+SOURCES = Path("training/lexicon")
 PLAIN = ("words/common", "words/adverbs", "words/encouraging_words", "words/prepositions", "humans/descriptions")
 VERBS = ("words/infinitive_verbs",)
 PASTS = "words/verbs"
@@ -128,16 +130,22 @@ def read_words(path: Path) -> tuple[set[str], set[str]]:
 
 
 def read_lists(path: Path) -> Mapping[str, Any]:
-    """The CC0 lists by name."""
-    try:
-        lists = json.loads(_read(path))
-    except json.JSONDecodeError as e:
-        raise BadInput(f"{path}: not JSON: line {e.lineno}: {e.msg}") from None
+    """The CC0 lists by name, of a folder that holds them as NAME.json or of one file with all of them."""
     needed = (*PLAIN, *VERBS, PASTS, *THINGS)
+    if path.is_dir():
+        return {n: _json(path / f"{n}.json") for n in needed}
+    lists = _json(path)
     missing = [n for n in needed if not isinstance(lists, dict) or n not in lists]
     if missing:
         raise BadInput(f"{path}: lacks the list {missing[0]!r}")
     return dict(lists)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as e:
+        raise BadInput(f"{path}: not JSON: line {e.lineno}: {e.msg}") from None
 
 
 def _read(path: Path) -> str:
@@ -253,7 +261,7 @@ HEADER = """\
 # From: the 3esl list of 12dicts by Alan Beale (public domain); lists of the Corpora project by Darius Kazemi and
 # contributors (CC0), named below; our own words and inflections (Apache-2.0).
 {lists}
-# Remade by: python -m popi_training.lexicon --words 3esl.txt --lists lexicons.json --out popi_edge/spec/lexicon.txt
+# Remade by: python -m popi_training.lexicon   (the public lists stand in training/lexicon)
 """
 
 
@@ -268,9 +276,11 @@ def _write(path: Path, title: str, words: tuple[str, ...]) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m popi_training.lexicon", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--words", type=Path, required=True, help="12dicts' 3esl.txt")
-    p.add_argument("--lists", type=Path, required=True, help="JSON object of the Corpora project's lists")
-    p.add_argument("--out", type=Path, required=True, help="the lexicon to write")
+    p.add_argument("--words", type=Path, default=SOURCES / "3esl.txt", help="12dicts' list (default: %(default)s)")
+    p.add_argument("--lists", type=Path, default=SOURCES / "corpora",
+                   help="the Corpora project's lists, a folder or one JSON object (default: %(default)s)")  # fmt: skip
+    p.add_argument("--out", type=Path, default=Path("popi_edge/spec/lexicon.txt"),
+                   help="the lexicon to write (default: %(default)s)")  # fmt: skip
     p.add_argument("--added", type=Path, help="our own words (default: lexicon_added.txt beside --out)")
     p.add_argument("--excluded", type=Path, help="our exclusions (default: lexicon_excluded.txt beside --out)")
     p.add_argument("--units", type=Path, help="measure only: a CSV with a column pii_units, units separated by ||")
