@@ -20,13 +20,15 @@ class Target:
 @dataclass(frozen=True)
 class Person:
     """``signals`` in order of time; ``targets``: held-out pairs, of other prompts than the signals are about, each
-    prompt once; ``oracle``: what somebody who knows them would say, where that is known."""
+    prompt once; ``oracle``: what somebody who knows them would say, where that is known; ``alike``: the signals of
+    other people who want the same, where the identity term needs some."""
 
     id: str
     signals: tuple[Signal, ...]
     targets: tuple[Target, ...]
     oracle: str = ""
     told: str = ""
+    alike: tuple[tuple[Signal, ...], ...] = ()
 
 
 def leaks(text: str, signals: Sequence[Signal]) -> float:
