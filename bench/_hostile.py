@@ -2,8 +2,7 @@
 
 A way is ``f(random, material, folder)`` and returns what to open; its name begins with what that is (``gguf_``,
 ``lora_``, ``onnx_``, ``graph_`` adapters of ONNX Runtime, ``hf_`` folders, ``peft_`` adapters, ``run_`` checkpoints).
-Ways that change bytes at random change only what cannot be right afterwards. That a weight is no number shows only
-where all are read, in an export; an engine says so when such a model answers.
+Ways that change bytes at random change only what cannot be right afterwards.
 """
 
 from __future__ import annotations
@@ -24,16 +23,26 @@ HUGE = (2**63, 2**64 - 1, 2**48, 2**33)
 
 @dataclass(frozen=True)
 class Files:
-    """Good files: a GGUF model, a GGUF adapter for it, an ONNX model with its weights, an ONNX Runtime adapter, a
-    model's folder, a PEFT adapter's, and a run's (recipe and checkpoint)."""
+    """Good files: a GGUF model, the same in Q8_0, a GGUF adapter for it, an ONNX model with its weights, an ONNX
+    Runtime adapter, a model's folder, a PEFT adapter's, and a run's (recipe and checkpoint)."""
 
     gguf: Path
+    quantized: Path
     lora: Path
     onnx: Path
     graph: Path
     hf: Path
     peft: Path
     run: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Files:
+        """As ``make`` has written them."""
+        from bench._tamper_whole import ADAPTER, GRAPH
+
+        whole = folder / "whole"
+        return cls(whole / "model-F32.gguf", folder / "model-Q8_0.gguf", whole / "infer.gguf", whole / GRAPH,
+                   whole / ADAPTER, folder / "model", folder / "peft", folder / "run")  # fmt: skip
 
 
 Way = Callable[[Random, Files, Path], Path]
@@ -138,13 +147,14 @@ def gguf_twice(r: Random, m: Files, at: Path) -> Path:
 
 
 def gguf_not_finite(r: Random, m: Files, at: Path) -> Path:
-    """A weight that is no number; only reading all of them shows it, which an export does."""
+    """A weight that is no number, or a whole block of them: its scale is none."""
     from popi_edge.models.gguf import Gguf
 
-    data = m.gguf.read_bytes()
-    tensor = r.choice([t for t in Gguf(m.gguf).tensors.values() if t.type == "F32"]).data.tobytes()
-    where = data.index(tensor) + 4 * r.randrange(len(tensor) // 4)
-    return put(at, "x.gguf", patched(data, where, struct.pack("<f", r.choice([float("nan"), float("inf")]))))
+    whole = r.choice([m.gguf, m.quantized])
+    data, tensor = whole.read_bytes(), r.choice(list(Gguf(whole).tensors.values()))
+    step, code = (4, "<f") if tensor.type == "F32" else (34, "<e")
+    where = data.index(tensor.data.tobytes()) + step * r.randrange(tensor.data.nbytes // step)
+    return put(at, "x.gguf", patched(data, where, struct.pack(code, r.choice([float("nan"), float("inf")]))))
 
 
 def gguf_another(r: Random, m: Files, at: Path) -> Path:
@@ -269,6 +279,15 @@ def onnx_shapes(r: Random, m: Files, at: Path) -> Path:
     return _onnx(m, at, number(1, 10) + chunk(7, graph))
 
 
+def onnx_not_a_number(r: Random, m: Files, at: Path) -> Path:
+    """A weight beside the model that is NaN."""
+    path = _onnx(m, at, m.onnx.read_bytes())
+    beside = at / (m.onnx.name + ".data")
+    data = beside.read_bytes()
+    beside.write_bytes(patched(data, 4 * r.randrange(len(data) // 4), struct.pack("<f", float("nan"))))
+    return path
+
+
 def onnx_another(r: Random, m: Files, at: Path) -> Path:
     what = [pickled(r), b"PK\x03\x04" + r.randbytes(60), b"", r.randbytes(200), b"{}", b"\x80\x04\x95"]
     return _onnx(m, at, r.choice(what))
@@ -285,18 +304,27 @@ def graph_changed(r: Random, m: Files, at: Path) -> Path:
     return put(at, "x.onnx_adapter", patched(data, r.choice(places), new))
 
 
+def graph_not_a_number(r: Random, m: Files, at: Path) -> Path:
+    """An ONNX Runtime adapter that holds NaN."""
+    data = m.graph.read_bytes()
+    value = struct.pack("<f", 3.0)  # all of the good one's
+    places = [i for i in range(0, len(data) - 3, 4) if data[i : i + 4] == value]
+    return put(at, "x.onnx_adapter", patched(data, r.choice(places), struct.pack("<f", float("nan"))))
+
+
 FILES: tuple[Way, ...] = (
     gguf_cut, gguf_counts, gguf_types, gguf_sizes, gguf_misfit, gguf_tensors, gguf_twice, gguf_not_finite,
     gguf_another, gguf_template, lora_cut, lora_tensors, lora_not_finite, lora_alpha, onnx_cut, onnx_external,
-    onnx_nested, onnx_shapes, onnx_another, graph_changed,
+    onnx_nested, onnx_shapes, onnx_not_a_number, onnx_another, graph_changed, graph_not_a_number,
 )  # fmt: skip
 
 def make(folder: Path) -> Files:
     """Write the good files; needs torch, transformers, peft, onnx and gguf."""
-    from bench._tamper_whole import ADAPTER, GRAPH, bundle
+    from bench._tamper_whole import MODEL, bundle
+    from popi_export.quantize import quantize
     from tests import tiny_hf
 
-    made = bundle(folder / "whole", 3)
+    quantize(bundle(folder / "whole", 3) / MODEL, folder / "model-Q8_0.gguf", "Q8_0")
     hf = tiny_hf.folder(folder / "model", "llama")
     tiny_hf.peft_adapter(folder / "peft", hf)
     (folder / "run").mkdir()
@@ -305,8 +333,7 @@ def make(folder: Path) -> Files:
     torch.save({"step": 1}, folder / "run" / "checkpoint.pt")
     recipes = Path(__file__).parent.parent / "training" / "recipes"
     shutil.copy(recipes / "warm-start.toml", folder / "run" / "recipe.toml")
-    return Files(made / "model-F32.gguf", made / "infer.gguf", made / GRAPH, made / ADAPTER, hf, folder / "peft",
-                 folder / "run")  # fmt: skip
+    return Files.of(folder)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from bench import bundles as tampered
 from bench._hostile import FILES, Files
 from bench._hostile_folders import FOLDERS
 from bench._tamper import Material
-from bench._tamper_whole import ADAPTER, GRAPH, WHOLE
+from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS
 from bench.common import options, show
 from popi_edge.config import Settings
@@ -123,7 +123,7 @@ def uses(way: str, path: Path, files: Files, settings: Settings) -> list[Callabl
     if kind == "lora":
         return [lambda: with_adapter(path, files.gguf, "llama_cpp")]
     tries = [lambda: exported(path, settings, files.hf if kind == "peft" else None)]
-    if kind == "gguf" and way != "gguf_not_finite":
+    if kind == "gguf":
         tries += [lambda engine=engine: opened(path, settings, engine) for engine in ("onnx", "llama_cpp")]  # type: ignore[misc]
     return tries
 
@@ -258,9 +258,7 @@ def _material(folder: Path, form: str) -> tuple[Material, str, Path]:
 def good(folder: Path) -> Files:
     """The good files, written by a process of its own."""
     subprocess.run([sys.executable, "-m", "bench._hostile", str(folder)], check=True)
-    whole = folder / "whole"
-    return Files(whole / "model-F32.gguf", whole / "infer.gguf", whole / GRAPH, whole / ADAPTER, folder / "model",
-                 folder / "peft", folder / "run")  # fmt: skip
+    return Files.of(folder)
 
 
 def main() -> int:

@@ -1,10 +1,11 @@
-"""Every format and engine of an export of the base: size, load, prefill, decode, memory, KL, perplexity, task figures.
+"""popi-smol's base and generator in every format and engine: size, load, prefill, decode, memory, KL, task figures.
 
     python -m bench.export_table OUT.json --work DIR [--rows N] [--only KIND …] [--pairs N] [--longest N] [--runs N]
 
-Against torch in float32 on the dequantized base. What a row of OUT.json has already is not measured again, so the table
-may be made in several sittings; its pairs are where there were fewer than ``--pairs``, and its tokenizer where it has
-none. OUT.md and OUT.png beside it are written anew each time. Speeds are of the machine as it was.
+Against torch in float32 on the dequantized base, the generator's adapter active on both sides: kept, as GGUF or as ONNX
+Runtime's. What a row of OUT.json has already is not measured again, so the table may be made in several sittings; its
+pairs are where there were fewer than ``--pairs``, and its tokenizer where it has none. OUT.json is written whole or not
+at all, OUT.md and OUT.png beside it anew each time. Speeds are of the machine as it was.
 
 A row's tokenizer is compared with another program's: llama.cpp's with popi's, popi's own and the tokenizer.json beside
 ONNX with llama.cpp's. Pairs are of the held-out corpus, short ones: no more than ``--longest`` tokens each.
@@ -27,18 +28,21 @@ from typing import Any
 
 import numpy as np
 
+import popi_edge
 from bench.common import base
 from popi_edge.errors import PopiError
+from popi_edge.files import whole_file
+from popi_edge.models.bases import file_sha256
+from popi_edge.models.bundle import DEFAULT
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_export import beside, fuzz, quantize, source, tasks, to_onnx, vocabulary
 from popi_export.activations import collect
 from popi_export.imatrix import calibration_text
-from popi_export.measure import Settings, Speed
+from popi_export.measure import Settings
 from popi_export.native import NativeModel
-from popi_export.parity import Parity
 from popi_export.runners import TorchRunner, open_runner
-from popi_export.verify import Candidate, Report, Row, judge, verify, windows, with_task
+from popi_export.verify import Candidate, Report, Row, judge, restored, verify, windows, with_task
 from popi_export.verify_report import markdown, plot
 from popi_training import corpus
 from popi_training.limits import KINDS, Limits
@@ -49,7 +53,13 @@ POPI = ("F32", "F16", "Q8_0", "Q4_1", "Q4_0")
 ONNX = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_1"}
 SIZE, COUNT = 128, 4
 LIMITS = Limits(task=1.0)
-"""The defaults, but for the task: a few pairs say little, and so break no limit here."""
+"""The defaults, but for the task: 48 pairs still differ by chance, and so break no limit here."""
+ROLE = "generate"
+
+
+def adapter() -> Path:
+    """popi-smol's generator as the package has it."""
+    return Path(popi_edge.__file__).parent / "models" / DEFAULT / f"{ROLE}.gguf"
 
 
 class Remembered:
@@ -57,24 +67,32 @@ class Remembered:
 
     name = "torch"
 
-    def __init__(self, model: Path, folder: Path) -> None:
-        self.model, self.folder, self._runner = model, folder, None
+    def __init__(self, model: Path, lora: Path, folder: Path) -> None:
+        self.model, self.lora, self.folder, self._runner = model, lora, folder, None
+        self.of = file_sha256(model) + file_sha256(lora)
 
     def runner(self) -> Any:
-        self._runner = self._runner or TorchRunner.gguf(self.model)  # type: ignore[assignment]
+        self._runner = self._runner or TorchRunner.gguf(self.model, self.lora)  # type: ignore[assignment]
         return self._runner
 
+    def _place(self, what: str, asked: Any, end: str) -> Path:
+        digest = hashlib.sha256(json.dumps([self.of, asked]).encode()).hexdigest()
+        return self.folder / f"{what}-{digest[:16]}.{end}"
+
     def logits(self, ids: Sequence[int]) -> Any:
-        path = self.folder / f"logits-{hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]}.npy"
+        path = self._place("logits", list(ids), "npy")
         if not path.exists():
-            np.save(path, self.runner().logits(ids))
+            found = self.runner().logits(ids)
+            with whole_file(path) as file:
+                np.save(file, found)
         return np.load(path)
 
     def margins(self, pairs: Sequence[tasks.Item]) -> tasks.Margins:
-        key = hashlib.sha256(json.dumps([asdict(p) for p in pairs]).encode()).hexdigest()[:16]
-        path = self.folder / f"margins-{key}.json"
+        path = self._place("margins", [asdict(p) for p in pairs], "json")
         if not path.exists():
-            path.write_text(json.dumps(asdict(tasks.margins(self.runner(), pairs))))
+            found = json.dumps(asdict(tasks.margins(self.runner(), pairs)))
+            with whole_file(path) as file:
+                file.write(found.encode())
         return tasks.Margins(**{name: tuple(values) for name, values in json.loads(path.read_text()).items()})
 
     def close(self) -> None:
@@ -85,6 +103,7 @@ class Remembered:
 
 def candidates(model: Path, work: Path) -> Iterator[tuple[Candidate, Callable[[], None]]]:
     """Every file on every engine that runs it, and what makes the file where it is not there."""
+    lora = adapter()
     made = {kind: model if kind == "Q4_1" else work / f"model-{kind}.gguf" for kind in quantize.KINDS}
 
     def quantized(kind: str) -> None:
@@ -94,7 +113,7 @@ def candidates(model: Path, work: Path) -> Iterator[tuple[Candidate, Callable[[]
     def graph(path: Path, onnx: str) -> None:
         quantized(ONNX[onnx])
         if not path.exists():
-            to_onnx.export(made[ONNX[onnx]], work, onnx)  # type: ignore[arg-type]
+            to_onnx.export(made[ONNX[onnx]], work, onnx, adapters={ROLE: lora})  # type: ignore[arg-type]
         if not (work / vocabulary.TOKENIZER).exists():
             data = beside.files(source.read(model), Gguf(model))[vocabulary.TOKENIZER]
             (work / vocabulary.TOKENIZER).write_bytes(data)
@@ -106,28 +125,18 @@ def candidates(model: Path, work: Path) -> Iterator[tuple[Candidate, Callable[[]
             quantize.quantize(made["F16"], path, kind, imatrix=matrix)
 
     for kind in quantize.KINDS:
-        for engine in ("llama.cpp", *(("popi-onnx",) if kind in POPI else ())):
-            yield Candidate(kind, engine, made[kind]), partial(quantized, kind)
+        for engine in ("llama.cpp", "popi-llama_cpp", *(("popi-onnx",) if kind in POPI else ())):
+            yield Candidate(kind, engine, made[kind], ROLE, lora), partial(quantized, kind)
     for onnx in ONNX:
         path = work / f"model-{onnx}.onnx"
         yield (
-            Candidate(onnx, "onnxruntime", path, beside=(path.with_name(path.name + ".data"),),
-                      tokenizer=work / vocabulary.TOKENIZER),
+            Candidate(onnx, "onnxruntime", path, ROLE, work / f"{ROLE}-{onnx}.onnx_adapter",
+                      (path.with_name(path.name + ".data"),), work / vocabulary.TOKENIZER),
             partial(graph, path, onnx),
         )  # fmt: skip
     for kind in WEIGHED:
         path = work / f"model-{kind}-imatrix.gguf"
-        yield Candidate(kind, "llama.cpp", path), partial(weighed, path, kind)
-
-
-def restored(value: dict[str, Any], c: Candidate) -> Row:
-    """A row from its JSON, judged anew."""
-    speed, split = value["speed"], value["tokenizer"]
-    figures = Parity(**{k: value[k] for k in Parity.__dataclass_fields__})
-    row = Row(c, figures, value["size"], fuzz.Differences(**split) if split else None,
-              Speed(**speed) if speed else None, value["task"], value["task_before"], value.get("pairs", {}),
-              value["types"], value["fallback"] or "")  # fmt: skip
-    return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, LIMITS, False)))
+        yield Candidate(kind, "llama.cpp", path, ROLE, lora), partial(weighed, path, kind)
 
 
 class Table:
@@ -139,7 +148,7 @@ class Table:
         text = "\n\n".join(r for p in corpus.load(heldout=True).pairs for r in p.replies.values())
         self.texts = windows(tokenizer.encode(text[: 16 * SIZE * COUNT]), size=SIZE, count=COUNT)
         self.pairs = tasks.items(tokenizer, pairs, 0, longest=longest) if pairs else []
-        self.reference = Remembered(model, work)
+        self.reference = Remembered(model, adapter(), work)
 
     @cached_property
     def native(self) -> NativeModel:
@@ -169,7 +178,7 @@ class Table:
         """The row with what it lacks; its speed and its logits stay as they were measured."""
         c = row.candidate
         if self.pairs:
-            with closing(open_runner(c.engine, c.model, exact=True)) as runner:
+            with closing(open_runner(c.engine, c.model, c.adapter, exact=True)) as runner:
                 row = with_task(row, self.task(runner), self.reference.margins(self.pairs))
         if row.tokenizer is None and c.tokenizer is not None:
             strings = fuzz.strings(fuzz.STRINGS, 0, fuzz.controls(self.gguf))
@@ -182,14 +191,15 @@ def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], ho
     """Measure at most ``rows`` rows, of the kinds ``only`` where there are any, that ``out`` does not have, or not
     whole; it is written after each."""
     before = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    have = {(r["file"], r["engine"]): r for r in before["rows"]}
+    have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
     how.runs = min(how.runs, before.get("runs", how.runs))  # as the rows have that are there
     every = list(candidates(model, work))
-    done = {c: restored(have[key], c) for c, _ in every if (key := (c.model.name, c.engine)) in have}
+    done = {c: restored(have[key], c, LIMITS, tokenizers=False) for c, _ in every
+            if (key := (c.model.name, c.engine, c.role)) in have}  # fmt: skip
 
     def report() -> Report:
         found = tuple(done[c] for c, _ in every if c in done)
-        return Report("torch in float32 on the dequantized base", found, LIMITS)
+        return Report("torch in float32 on the dequantized base with popi-smol's generator", found, LIMITS)
 
     for c, make in every:
         if rows > 0 and (not only or c.kind in only) and (c not in done or how.lacks(done[c])):
@@ -206,7 +216,8 @@ def write(report: Report, out: Path, how: Table) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     about = {"machine": machine, "threads": 1, "runs": how.runs, "pairs": len(how.pairs),
              "note": "other work ran on the machine meanwhile: speeds are lower than on a quiet one"}  # fmt: skip
-    out.write_text(json.dumps(about | report.json(), indent=1) + "\n")
+    with whole_file(out) as file:
+        file.write(json.dumps(about | report.json(), indent=1).encode() + b"\n")
     said = f"{machine}; one thread, median of {how.runs}; {about['note']}."
     out.with_suffix(".md").write_text(markdown(report) + f"\n{said}\n")
     plot(report, out.with_suffix(".png"))

@@ -32,6 +32,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def cause(error: OSError) -> str:
+    """Why writing failed, in the system's words; numpy says only how much was not written."""
+    return error.strerror or "not all of it could be written (is the disk full?)"
+
+
 def read_regular(path: Path, limit: int) -> tuple[bytes, int]:
     """The bytes and mode of a plain file of at most ``limit`` bytes, never of a link, a pipe or a device (which could
     block). Raises OSError, which says so."""

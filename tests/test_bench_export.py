@@ -16,9 +16,10 @@ from popi_export import source, to_onnx
 from popi_export.fuzz import Differences
 from popi_export.measure import Speed
 from popi_export.parity import Parity
-from popi_export.quantize import quantize
+from popi_export.quantize import KINDS, quantize
+from popi_export.tasks import Item
 from popi_export.to_gguf import write_model
-from popi_export.verify import Candidate, Report, Row
+from popi_export.verify import Candidate, Report, Row, restored
 from tests import tiny as make
 from tests import tiny_hf
 
@@ -59,9 +60,44 @@ def test_a_row_comes_back_from_its_json(tmp_path: Path) -> None:
               {"accuracy": 0.5}, {"accuracy": 0.6}, {"pairs": 6}, {"Q8_0": 3}, "fell back")  # fmt: skip
     for one in (row, Row(c, row.parity, 5)):
         value = json.loads(json.dumps(Report("torch", (one,), export_table.LIMITS).json()))["rows"][0]
-        found = export_table.restored(value, c)
+        found = restored(value, c, export_table.LIMITS, tokenizers=False)
         assert replace(found, failures=()) == one
         assert found.failures == (  # judged anew: not as the file had it
             f"{c.name}: perplexity relative to the reference's 1.1 is over 1.02",
             f"{c.name}: greedy agreement 0.9000 is under 0.93",
         )
+
+
+def test_the_table_has_every_format_on_every_engine_with_the_generator_that_ships(tmp_path: Path) -> None:
+    found = [c for c, _ in export_table.candidates(tmp_path / "base.gguf", tmp_path)]
+    assert len({(c.model, c.engine) for c in found}) == len(found)
+    for kind in KINDS:
+        engines = {c.engine for c in found if c.kind == kind and "imatrix" not in c.model.name}
+        assert engines - {"popi-onnx"} == {"llama.cpp", "popi-llama_cpp"}
+    assert {c.kind for c in found if c.engine == "onnxruntime"} == set(to_onnx.KINDS)
+    assert {c.kind for c in found if c.engine == "popi-onnx"} == set(export_table.POPI)
+    for c in found:
+        assert c.role == "generate" and c.adapter is not None
+        onnx = c.engine == "onnxruntime"
+        assert c.adapter == (tmp_path / f"generate-{c.kind}.onnx_adapter" if onnx else export_table.adapter())
+    assert export_table.adapter().is_file()
+
+
+def test_a_reference_is_not_asked_twice_and_not_taken_for_another_s(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from what a killed run has left; another adapter's figures are others."""
+    loras = [tmp_path / f"{i}.gguf" for i in range(2)]
+    for i, path in enumerate(loras):
+        make.adapter(path, tiny[1].config, seed=i, rank=2)
+    pairs = [Item((3, 4), (5,), (6, 7), (8, 9, 10), (11, 12), "p")]
+    first = export_table.Remembered(tiny[0], loras[0], tmp_path)
+    logits, margins = first.logits([3, 4, 5]), first.margins(pairs)
+    first.close()
+    again = export_table.Remembered(tiny[0], loras[0], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(export_table.Remembered, "runner", lambda self: pytest.fail("it was opened again"))
+        assert (again.logits([3, 4, 5]) == logits).all() and again.margins(pairs) == margins
+    other = export_table.Remembered(tiny[0], loras[1], tmp_path)
+    assert (other.logits([3, 4, 5]) != logits).any() and other.margins(pairs) != margins
+    other.close()

@@ -61,10 +61,11 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def popi(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Popi:
-    """``popi export`` with its words: exit code, stdout, stderr."""
+    """``popi export`` with its words: exit code, stdout, stderr. Nothing is compared unless the words say so."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        return small.popi(monkeypatch, capsys, "export", *words, "--home", home)
+        quiet = [] if "--verify" in words or "--limits" in words else ["--verify", "off"]
+        return small.popi(monkeypatch, capsys, "export", *words, *quiet, "--home", home)
 
     return call
 
@@ -268,6 +269,51 @@ def test_a_full_disk_leaves_what_was_there(run: Path, popi: Popi, tmp_path: Path
         refused(done, str(tmp_path / "out"))
         assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
         assert listed(tmp_path) == ["out"]
+
+
+def test_adapters_are_compared_with_the_run_on_both_engines(run: Path, popi: Popi, tmp_path: Path) -> None:
+    code, _, err = popi(run, tmp_path / "out", "--verify", "quick")
+    assert code == 0 and "comparing tiny.gguf with infer on popi-llama_cpp" in err
+    assert listed(tmp_path / "out") == ["infer.gguf", "manifest.json"]
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["verified"]
+    assert (said["how"], said["reference"]) == ("quick", "torch in float32")
+    assert [(r["role"], r["engine"]) for r in said["rows"]] == [("infer", "popi-onnx"), ("infer", "popi-llama_cpp")]
+    assert all(0 <= r["kl"] < 1e-4 and r["agreement"] > 0.99 and r["positions"] == 128 for r in said["rows"])
+
+
+@pytest.mark.parametrize("where", ["a file", "the recipe"])
+def test_a_limit_that_does_not_hold_leaves_no_bundle(where: str, run: Path, popi: Popi, tmp_path: Path) -> None:
+    limits, words = "[limits.kl]\nF16 = 0.0\n", ["--verify", "quick"]
+    shutil.copytree(run, tmp_path / "run")
+    if where == "a file":
+        (tmp_path / "limits.toml").write_text(limits)
+        words += ["--limits", str(tmp_path / "limits.toml")]
+    else:
+        recipe_ = tmp_path / "run" / train.RECIPE
+        recipe_.write_text(recipe_.read_text() + limits)
+        state = torch.load(run / train.CHECKPOINT, weights_only=True)
+        state["made_from"]["recipe"] = train.recipe_hash(recipe.read(recipe_))
+        torch.save(state, tmp_path / "run" / train.CHECKPOINT)
+    code, out, err = popi(tmp_path / "run", tmp_path / "out", *words)
+    assert (code, out) == (1, "") and not (tmp_path / "out").exists()
+    assert "popi: a limit does not hold, so there is no bundle: tiny.gguf with infer on popi-onnx: mean KL" in err
+    assert "(and 1 more)" in err.splitlines()[-1]
+
+
+def test_limits_of_nothing_are_refused(run: Path, popi: Popi, tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("[limits]\n")
+    words = ("--verify", "off", "--limits", tmp_path / "limits.toml")
+    refused(popi(run, tmp_path / "out", *words), "--limits without verifying")
+
+
+def test_an_adapter_that_computes_something_else_is_found(
+    run: Path, popi: Popi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that leaves out alpha / rank: what it writes loads and runs, but is not the run."""
+    real = bundle.write_adapter
+    monkeypatch.setattr(bundle, "write_adapter", lambda *a, alpha, **k: real(*a, alpha=4 * alpha, **k))
+    code, _, err = popi(run, tmp_path / "out", "--verify", "quick")
+    assert code == 1 and "a limit does not hold" in err.splitlines()[-1] and listed(tmp_path) == []
 
 
 @pytest.mark.parametrize("how", ["damaged", "missing", "another recipe", "a base of no name", "another base"])

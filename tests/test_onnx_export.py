@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch
 
 from popi_edge.engines.llama_cpp import LlamaCppEngine
 from popi_edge.engines.onnx import OnnxEngine
-from popi_edge.errors import ConfigError, ModelError
+from popi_edge.errors import ConfigError, ModelError, StoreError
 from popi_edge.models import onnx_check
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_export import snippets, to_onnx
 from popi_training.base import dequantized
 from tests import onnx_models as make
+from tests import tiny as tiny_llama
 from tests import tiny_hf
 from tests.onnx_models import IDS, Plain, far, torch_logits
 
@@ -307,3 +309,25 @@ def test_the_real_base_in_four_bits_is_exact_at_level_0_and_near_at_level_4(base
     assert make.divergence(want, Plain(model).logits(ids)) < 5e-3
     exact = Plain(to_onnx.export(base, tmp_path / "0", "int4", level=0)[0]).logits(ids[:24])
     assert far(exact, want[:24]) < EXACT and (exact.argmax(-1) == want[:24].argmax(-1)).all()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    """At every file in turn: the graph's weights, the graph, and the adapter, which ONNX Runtime writes itself."""
+    lora = tmp_path / "lora.gguf"
+    tiny_llama.adapter(lora, tiny[1].config, seed=1, rank=400)
+    files = to_onnx.export(tiny[0], tmp_path / "good", "fp32", adapters={"infer": lora})
+    sizes = [f.stat().st_size for f in files]
+    assert sizes[0] < sizes[1] < sizes[2]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, said in (
+        (sizes[1] // 2, r"cannot write .*out: "),
+        (sizes[1], r"infer-fp32.onnx_adapter: ONNX Runtime could not write all of it \(is the disk full\?\)"),
+        (sizes[2] - 1, r"infer-fp32.onnx_adapter: ONNX Runtime could not write all of it \(is the disk full\?\)"),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(StoreError, match=said):
+                to_onnx.export(tiny[0], tmp_path / "out", "fp32", adapters={"infer": lora})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list((tmp_path / "out").iterdir()) == []

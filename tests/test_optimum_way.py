@@ -84,6 +84,7 @@ def test_a_float_file_that_is_there_is_quantized_and_a_large_model_s_weights_lie
     monkeypatch.setattr(optimum_way, "INSIDE", whole.stat().st_size - 1)
     [beside, data] = optimum_way.export(hf, tmp_path / "b", "fp32")
     assert data.name == "model-fp32.onnx.data" and data.stat().st_size > beside.stat().st_size
+    assert data.stat().st_mode == beside.stat().st_mode
     monkeypatch.setattr(optimum_way, "_float", None)
     for number, found in enumerate((whole, beside)):
         [model] = optimum_way.export(hf, tmp_path / f"q{number}", "int8", whole=found)

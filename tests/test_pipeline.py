@@ -167,7 +167,8 @@ def test_a_limit_that_does_not_hold_leaves_no_bundle(folder: Path, popi: Popi, t
     code, _, err = popi(*words, "--limits", strict)  # nothing is measured again to say the same
     assert code == 1 and "verify: done before" in err and "comparing" not in err
     strict.write_text("[limits.kl]\nQ8_0 = 1\n[limits.agreement]\nQ8_0 = 0\n[limits.perplexity]\nQ8_0 = 9\n")
-    code, _, err = popi(*words, "--limits", strict)
+    code, _, err = popi(*words, "--limits", strict)  # nor to say something else by other limits
+    assert "measured: done before" in err and "comparing" not in err
     assert code == 0 and "gguf-Q8_0: done before" in err and listed(tmp_path) == ["out", "strict.toml"]
     strict.write_text("[limits]\nspeed = 3\n")
     refused(popi(*words[:1], tmp_path / "more", *words[2:], "--limits", strict), "no key limits.speed")
@@ -284,13 +285,42 @@ def test_it_is_signed_when_a_key_is_given(folder: Path, popi: Popi, tmp_path: Pa
         (["--quant", "int4"], "'int4': for gguf there are"), (["--adapters", "merge"], "has no adapters to merge"),
         (["--name", "a b"], "the name must be letters"), (["--licence", "my own"], "the licence must be a name"),
         (["--base", "x"], "needs no base"), (["--calibration", "nowhere"], "cannot read the calibration text"),
+        (["--onnx", "direct"], "add --to onnx"), (["--limits", "nowhere", "--verify", "quick"], "cannot read nowhere"),
     ],
 )  # fmt: skip
 def test_words_that_make_no_sense_are_refused(
     words: list[str], why: str, folder: Path, popi: Popi, tmp_path: Path
 ) -> None:
-    refused(popi(folder, tmp_path / "out", *words, "--verify", "off"), why)
-    assert not (tmp_path / "out").exists()
+    """Before any work is done."""
+    refused(popi(folder, tmp_path / "out", *words, *([] if "--verify" in words else ["--verify", "off"])), why)
+    assert listed(tmp_path) == []
+
+
+def test_what_is_no_checkpoint_is_said_in_words(folder: Path, popi: Popi, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    refused(popi(tmp_path / "nothing", tmp_path / "out"), "nothing: there is no such file or folder")
+    refused(popi(tmp_path / "x.txt", tmp_path / "out"), "x.txt is none of what can be exported: a run (recipe.toml)")
+    refused(popi(tmp_path / "bundle", tmp_path / "out"), "is a bundle; give what it was made from")
+
+
+@pytest.mark.parametrize(("kind", "onnx"), [("Q8_0", "int8"), ("Q4_0", "int4"), ("Q4_1", "int4")])
+def test_what_is_quantized_already_becomes_onnx_as_it_is(
+    kind: str, onnx: str, folder: Path, popi: Popi, tmp_path: Path
+) -> None:
+    """By default, and without being rounded a second time: it computes what the GGUF computes, which torch says."""
+    assert popi(folder, tmp_path / "a", "--quant", kind, "--verify", "off")[0] == 0
+    file = tmp_path / "a" / f"model-{kind}.gguf"
+    (tmp_path / "strict.toml").write_text(f"[limits.kl]\n{onnx} = 0.02\n")
+    words = ("--to", "onnx", "--verify", "quick", "--limits", tmp_path / "strict.toml")
+    code, _, err = popi(file, tmp_path / "b", *words)
+    assert code == 0 and "rounds them once more" not in err, err
+    assert f"model-{onnx}.onnx" in listed(tmp_path / "b") and not list((tmp_path / "b").glob("*.gguf"))
+    other = "Q4_0" if kind == "Q8_0" else "Q8_0"
+    code, _, err = popi(file, tmp_path / "c", "--quant", other, "--verify", "off")
+    assert code == 0 and f"{other} is made from {kind} weights, which rounds them once more" in err
+    assert "rounds them once more" in (tmp_path / "c" / "MODEL_CARD.md").read_text()
 
 
 def test_an_importance_matrix_from_calibration_text_changes_the_weights(

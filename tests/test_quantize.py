@@ -258,9 +258,22 @@ def test_weights_that_are_no_numbers_are_refused(tiny: tuple[Path, Any], tmp_pat
     with bad.open("rb+") as file:
         file.seek(-64, 2)
         file.write(b"\xff" * 64)
-    with pytest.raises(ModelError, match="invalid data"):
+    with pytest.raises(ModelError, match=r"bad\.gguf: .* holds a value that is not finite"):
         quantize(bad, tmp_path / "out.gguf", "Q8_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.gguf"]
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    """Of a matrix, and of the scale of a block."""
+    big, tensor = tmp_path / "big.gguf", Gguf(tiny[0]).tensors["blk.1.ffn_up.weight"]
+    data = bytearray(tiny[0].read_bytes())
+    at = data.index(tensor.data.tobytes())
+    data[at : at + 4] = np.float32(1e8).tobytes()
+    big.write_bytes(data)
+    for kind in ("F16", "Q8_0"):
+        with pytest.raises(ModelError, match=r"big\.gguf: (a weight of it is too large|llama\.cpp did not make)"):
+            quantize(big, tmp_path / "out.gguf", kind)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.gguf"]
 
 
 def test_an_abort_of_the_quantizer_is_an_error_of_ours(

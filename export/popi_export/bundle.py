@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from popi_edge.config import Settings
 from popi_edge.engines.adapter import read_adapter
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError, ModelError, StoreError
-from popi_edge.files import read_regular
+from popi_edge.files import cause, read_regular
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
 from popi_edge.models.bundle import read_bundle, verified, write_signature
 from popi_edge.models.gguf import Gguf
@@ -56,6 +57,7 @@ OURS = {
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
+Judge = Callable[[Mapping[str, Path]], Mapping[str, Any]]
 Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
@@ -80,6 +82,11 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
     that devices do not know, ModelError for a damaged checkpoint or another base."""
     folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file or folder")
+    if not (folder / RECIPE).is_file():
+        what = "a run (recipe.toml), a model's folder (config.json), an adapter's (adapter_config.json) or a .gguf file"
+        raise ConfigError(f"{path} is none of what can be exported: {what}")
     recipe = recipes.read(folder / RECIPE)
     state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     if state["made_from"].get("recipe") != recipe_hash(recipe):
@@ -114,11 +121,14 @@ def export(
     evaluation: Mapping[str, Any] | None = None,
     force: bool = False,
     private: Ed25519PrivateKey | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Write the bundle's folder ``out``, signed where there is a private key, and return its manifest.
 
-    Raises ConfigError (a name that is none, ``out`` is taken), ModelError where what was written does not read back as
-    the checkpoint's adapter rounded to float16, StoreError when the disk is full. ``out`` is as it was then.
+    ``judge`` is given the adapters' files by role before there is anything at ``out``; what it says of them goes into
+    the manifest, what it raises leaves no bundle. Raises ConfigError (a name that is none, ``out`` is taken),
+    ModelError where what was written does not read back as the checkpoint's adapter rounded to float16, StoreError when
+    the disk is full. ``out`` is as it was then.
     """
     for what, text in (("name", name), ("version", version)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text):
@@ -131,16 +141,11 @@ def export(
             raise ModelError(f"{module} of the checkpoint holds values that float16 cannot hold")
     gguf = Gguf(checkpoint.file)
     shape = Shape.of(gguf)
+    said = _judged(checkpoint, shape, judge, out) if judge is not None else None
     with drafted(out) as draft:
-        for role, layers in checkpoint.layers.items():
-            write_adapter(
-                draft / f"{role}.gguf",
-                layers,
-                alpha=checkpoint.recipe.lora.alpha,
-                heads=shape.heads,
-                kv_heads=shape.kv_heads,
-            )
+        _write(checkpoint, draft, shape)
         manifest = _manifest(checkpoint, draft, name, version, evaluation)
+        manifest |= {"verified": dict(said)} if said is not None else {}
         text = json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
         if len(text.encode()) > MAX_MANIFEST:
             raise ConfigError(f"the manifest would have {len(text.encode()):,} bytes; the evaluation is too large")
@@ -154,6 +159,26 @@ def export(
         except ModelError as e:  # also a full disk: the writer's bulk of numbers is cut off without an error
             raise ModelError(f"{out} was not written, as it did not read back (is the disk full?): {e}") from None
     return manifest
+
+
+def _write(checkpoint: Checkpoint, folder: Path, shape: Shape) -> dict[str, Path]:
+    """Each role's adapter file, written into a folder."""
+    files = {role: folder / f"{role}.gguf" for role in checkpoint.layers}
+    for role, path in files.items():
+        write_adapter(path, checkpoint.layers[role], alpha=checkpoint.recipe.lora.alpha, heads=shape.heads,
+                      kv_heads=shape.kv_heads)  # fmt: skip
+    return files
+
+
+def _judged(checkpoint: Checkpoint, shape: Shape, judge: Judge, out: Path) -> Mapping[str, Any]:
+    """What is said of the same files in a folder of their own: it may take minutes, and a kill leaves nothing beside
+    ``out`` then."""
+    with tempfile.TemporaryDirectory(prefix="popi-adapters-", ignore_cleanup_errors=True) as folder:
+        try:
+            files = _write(checkpoint, Path(folder), shape)
+        except OSError as e:
+            raise StoreError(f"cannot write {out}: {cause(e)}") from None
+        return judge(files)
 
 
 def refuse_taken(out: Path, force: bool) -> None:
@@ -196,7 +221,7 @@ def drafted(out: Path) -> Iterator[Path]:
             out.replace(old)
         draft.replace(out)
     except OSError as e:
-        raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
+        raise StoreError(f"cannot write {out}: {cause(e)}") from None
     finally:
         if old.exists() and not out.exists():
             old.replace(out)

@@ -24,11 +24,12 @@ from popi_export import fuzz, tasks, verify_report, vocabulary
 from popi_export.fuzz import Encode
 from popi_export.imatrix import calibration_text
 from popi_export.measure import Settings
+from popi_export.plan import kind_of
 from popi_export.runners import LlamaRunner, Runner, TorchRunner
 from popi_export.source import Source
 from popi_export.tasks import Task
 from popi_export.to_gguf import write_lora
-from popi_export.verify import Candidate, Report, verify, windows
+from popi_export.verify import Candidate, Report, restored, verify, windows
 from popi_training.limits import Limits
 
 TABLE, LINES, PLOT = "table.json", "table.md", "plot.png"
@@ -110,6 +111,44 @@ def compare(
         )  # fmt: skip
 
 
+def judged(table: Path, written: Written, limits: Limits) -> Report:
+    """A report that was kept, by other limits: nothing is measured again."""
+    value = json.loads(table.read_text("utf-8"))
+    every = {(c.model.name, c.engine, c.role): c for c in candidates(written, True)}
+    rows = [restored(r, every[r["file"], r["engine"], r["adapter"] or ""], limits, tokenizers=True)
+            for r in value["rows"]]  # fmt: skip
+    return Report(value["reference"], tuple(rows), limits)
+
+
+def kept(
+    source: Source, files: Mapping[str, Path], *, how: Thorough, limits: Limits, tell: Callable[[str], Any]
+) -> Report:
+    """The report on a run's adapters by role, on the base as the device has it and both of popi's engines: against
+    torch on the dequantized base with the adapter as it was trained. Pairs are asked of the generator alone.
+
+    Raises EngineError where something is not installed, ModelError, ConfigError.
+    """
+    for module, extra in (("torch", "training,export"), ("llama_cpp", "llama")):
+        if importlib.util.find_spec(module) is None:
+            raise EngineError(f"comparing needs {module}: pip install 'popi-edge[{extra}]' (or --verify off)")
+    base = source.file
+    assert base is not None
+    tokenizer, longest, kind = Tokenizer(base), min(source.config.context, 512), kind_of(base)
+    if kind in (None, "F32"):
+        kind = "F16"  # as the adapters are
+    texts = windows(tokenizer.encode(text()), size=min(how.window, longest), count=how.windows)
+    reports = [
+        verify(
+            [Candidate(str(kind), engine, base.path, role, file) for engine in ("popi-onnx", "popi-llama_cpp")],
+            lambda role: _torch(source, role), texts, limits=limits,
+            task=_task(tokenizer, how.pairs, longest) if role == "generate" else None,
+            advance=lambda what: tell(f"comparing {what}"),
+        )
+        for role, file in files.items()
+    ]  # fmt: skip
+    return Report(reports[0].reference, tuple(row for r in reports for row in r.rows), limits)
+
+
 def _torch(source: Source, adapter: str | None) -> Runner:
     """The source in torch, with one of its adapters or none. Raises ModelError."""
     if source.folder is not None:
@@ -150,10 +189,32 @@ def _task(tokenizer: Tokenizer | None, pairs: int, longest: int) -> Task | None:
     return lambda runner: tasks.margins(runner, chosen)
 
 
-def write(report: Report, folder: Path) -> None:
-    """The report as table.json, table.md and, where matplotlib is installed, plot.png. Raises OSError."""
+TOLD = ("engine", "logits", "agreement", "kl", "perplexity", "reference_perplexity", "positions", "task", "task_before",
+        "pairs")  # fmt: skip
+
+
+def told(report: Report, how: str, *, tell: Callable[[str], Any]) -> dict[str, Any]:
+    """A report on adapters for their manifest; ``tell`` gets a line for each. Raises ModelError where a limit does not
+    hold."""
+    for row in report.rows:
+        p = row.parity
+        tell(f"{row.candidate.name}: mean KL {p.kl:.2g}, greedy agreement {p.agreement:.3f}")
+    if failures := report.failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise ModelError(f"a limit does not hold, so there is no bundle: {failures[0]}{more}")
+    rows = [{"role": r["adapter"]} | {k: r[k] for k in TOLD if r[k] != {}} for r in report.json()["rows"]]
+    return {"how": how, "reference": report.reference, "rows": rows}
+
+
+def keep(report: Report, folder: Path) -> None:
+    """The report as table.json, which ``judged`` reads. Raises OSError."""
     table = json.dumps(_finite(report.json()), ensure_ascii=False, indent=1, allow_nan=False)
     (folder / TABLE).write_text(table + "\n", "utf-8")
+
+
+def write(report: Report, folder: Path) -> None:
+    """The report as table.json, table.md and, where matplotlib is installed, plot.png. Raises OSError."""
+    keep(report, folder)
     (folder / LINES).write_text(verify_report.markdown(report), "utf-8")
     verify_report.plot(report, folder / PLOT)
 

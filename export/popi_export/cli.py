@@ -14,11 +14,11 @@ from popi_edge.errors import ConfigError, EngineError
 
 PATH = click.Path(path_type=Path)
 KINDS = (
-    "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, or as "
-    "a GGUF file is; int4)."
+    "GGUF: F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_1 Q4_0 IQ4_NL; ONNX: fp32 int8 int4. With commas (default: Q4_1, int4, "
+    "or as a GGUF file is)."
 )
 WAYS = "ONNX from the GGUF, nothing requantized (direct, default), or from a Hugging Face folder by optimum."
-WHOLE = ("formats", "quant", "adapters", "base", "verify", "limits", "calibration", "licence", "way")
+WHOLE = ("formats", "quant", "adapters", "base", "calibration", "licence", "way")
 """Options that only an export of whole models has."""
 
 
@@ -50,6 +50,8 @@ def export(app: App, *, checkpoint: Path, out: Path, **options: Any) -> None:
     from popi_export import bundle
 
     need("gguf", "filelock")
+    if (checkpoint / "manifest.json").is_file() and not any(checkpoint.glob("*.safetensors")):
+        raise ConfigError(f"{checkpoint} is a bundle; give what it was made from, or a GGUF file in it")
     bundle.refuse_taken(out, options["force"])
     private = _private(options["sign"])
     table = bundle.read_evaluation(options["evaluation"]) if options["evaluation"] is not None else None
@@ -84,16 +86,41 @@ def _adapters(app: App, checkpoint: Path, out: Path, options: dict[str, Any], ta
 
     need("torch")
     read = bundle.read(checkpoint, app.settings)
-    name = options["name"] or read.recipe.name
+    name, how = options["name"] or read.recipe.name, _how(options)
     manifest = bundle.export(
         read, out, app.settings, name=name, version=options["version"], evaluation=table, force=options["force"],
-        private=private,
+        private=private, judge=_judge(app, checkpoint, read, how, options["limits"]) if how != "off" else None,
     )  # fmt: skip
     if read.step < read.recipe.train.steps:
         app.note(f"the run is at step {read.step} of {read.recipe.train.steps}")
     files = ", ".join(f"{r['file']} ({r['size']:,} bytes)" for r in manifest["roles"].values() if r)
-    text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike"
+    compared = "" if how == "off" else ", compared with the run"
+    signed = ", signed" if private is not None else ""
+    text = f"{out}: {manifest['name']} {manifest['version']}, {files}, read back alike{compared}{signed}"
     app.emit({"folder": str(out), **manifest}, text)
+
+
+def _how(options: dict[str, Any]) -> str:
+    """How much is compared. Raises ConfigError for limits of nothing."""
+    if options["limits"] is not None and options["verify"] == "off":
+        raise ConfigError("--limits without verifying: leave out --verify off")
+    return str(options["verify"] or "full")
+
+
+def _judge(app: App, checkpoint: Path, read: Any, how: str, limits: Path | None) -> Any:
+    """Compares a run's adapter files with the run, by the limits given or its recipe's."""
+    from popi_export import checks, source
+    from popi_training.limits import read as read_limits
+
+    judged_by = read_limits(limits) if limits is not None else read.recipe.limits
+
+    def judge(files: Any) -> dict[str, Any]:
+        found = source.of_checkpoint(checkpoint, read)
+        return checks.told(
+            checks.kept(found, files, how=checks.HOW[how], limits=judged_by, tell=app.note), how, tell=app.note
+        )
+
+    return judge
 
 
 def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table: Any, private: Any) -> None:
@@ -103,13 +130,11 @@ def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table
     if _is_run(checkpoint):
         need("torch")
     found = source.read(checkpoint, app.settings, base=options["base"])
-    if options["limits"] is not None and options["verify"] == "off":
-        raise ConfigError("--limits without verifying: leave out --verify off")
     wanted = plan.make(
         found, formats=words(options["formats"]), kinds=words(options["quant"]), adapters=options["adapters"],
         name=options["name"] or (found.run.recipe.name if found.run is not None else None), version=options["version"],
-        verify=options["verify"] or "full", limits=options["limits"], calibration=options["calibration"],
-        licence=options["licence"], base=options["base"], way=options["way"] or "direct",
+        verify=_how(options), limits=options["limits"], calibration=options["calibration"],
+        licence=options["licence"], base=options["base"], way=options["way"],
         command=command(checkpoint, options),
     )  # fmt: skip
     manifest = pipeline.export(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from popi_edge.engines.onnx_proto import Graph, Place
 from popi_edge.errors import ConfigError, StoreError
+from popi_edge.files import cause
 
 ALIGNMENT = 4_096
 """Bytes: where a large weight begins, so that it can be mapped into memory and not read."""
@@ -38,7 +39,7 @@ def written(out: Path, files: Sequence[Path]) -> Iterator[None]:
         for path in files:
             path.unlink(missing_ok=True)
         if isinstance(e, OSError):
-            raise StoreError(f"cannot write {out}: {e.strerror or e}") from None
+            raise StoreError(f"cannot write {out}: {cause(e)}") from None
         raise
 
 

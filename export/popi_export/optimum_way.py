@@ -113,6 +113,6 @@ def _save(whole: Path, model: Path) -> None:
     if inside:
         onnx.save_model(proto, model)
     else:
-        onnx.save_model(
-            proto, model, save_as_external_data=True, all_tensors_to_one_file=True, location=model.name + ".data"
-        )
+        data = model.with_name(model.name + ".data")
+        onnx.save_model(proto, model, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+        data.chmod(model.stat().st_mode)  # else its owner's alone

@@ -43,10 +43,15 @@ PROJECT = "corpus"
 
 
 class Export:
-    """One export: the source, what is wanted of it, and the stages that are done."""
+    """One export: the source, what is wanted of it, and the stages that are done. What is wrong with what was asked
+    for is said before there is a work folder."""
 
-    def __init__(self, source: Source, wanted: Plan, work: Work) -> None:
-        self.source, self.plan, self.work = source, wanted, work
+    work: Work
+
+    def __init__(self, source: Source, wanted: Plan) -> None:
+        self.source, self.plan = source, wanted
+        self.limits, self.text = self._limits(), self._text()
+        self.licences = licences.find(source, wanted.base, wanted.licence)
         self.fingerprint = plan.fingerprint(source, wanted.base)
         self.models: dict[str, Stage] = {}
         self.graphs: dict[str, Stage] = {}
@@ -55,8 +60,9 @@ class Export:
         """What a stage depends on: the source, other stages' files, and settings."""
         return {"source": self.fingerprint, "from": [dict(p.files) for p in parents], **more}
 
-    def run(self) -> None:
+    def run(self, work: Work) -> None:
         """Every stage, in order."""
+        self.work = work
         self.plain = self.work.stage("model-F32", self.inputs(merge=self.plan.merge), self._plain)
         matrix = self._importance()
         for kind in self.plan.made:
@@ -87,11 +93,16 @@ class Export:
         self.work.tell(f"reading {self.source.path}")
         write_model(folder / "model-F32.gguf", self.source, "F32", merge=self.plan.merge)
 
-    def _importance(self) -> Stage | None:
+    def _text(self) -> str | None:
+        """What an importance matrix is made from, where one is wanted. Raises ConfigError."""
         if self.plan.calibration is None:
             return None
         file = None if self.plan.calibration == PROJECT else Path(self.plan.calibration).expanduser()
-        text = calibration_text(0, file)
+        return calibration_text(0, file)
+
+    def _importance(self) -> Stage | None:
+        if (text := self.text) is None:
+            return None
 
         def make(folder: Path) -> dict[str, Any]:
             self.work.tell("running calibration text")
@@ -104,7 +115,8 @@ class Export:
     def _quantized(self, kind: str, matrix: Stage | None) -> Stage:
         """A quantization; a GGUF that has it already is copied bit for bit."""
         file, own = f"model-{kind}.gguf", self.source.file
-        kept = own is not None and self.plan.merge is None and plan.kind_of(own) == kind
+        kept = own is not None and self.plan.own == kind
+        had = plan.kind_of(own) if own is not None else None
         weighed = matrix if matrix is not None and kind not in ("F32", "F16") and not kept else None
 
         def make(folder: Path) -> dict[str, Any]:
@@ -118,8 +130,11 @@ class Export:
             else:
                 importance = ImportanceMatrix.load(weighed["imatrix.npz"]) if weighed else None
                 types = quantize.quantize(self.plain_file, folder / file, kind, imatrix=importance)
-            note = "" if kept else quantize.explain(Gguf(folder / file), kind)
-            return {"types": dict(types), "note": note}
+            note = [] if kept else [quantize.explain(Gguf(folder / file), kind)]
+            if not kept and not {had, kind} & {None, "F32", "F16"}:
+                note.append(f"{kind} is made from {had} weights, which rounds them once more")
+                self.work.tell(note[-1])
+            return {"types": dict(types), "note": "; ".join(filter(None, note))}
 
         parents = [self.plain, *([weighed] if weighed else [])]
         return self.work.stage(f"gguf-{kind}", self.inputs(*parents, kind=kind, kept=kept), make)
@@ -166,7 +181,7 @@ class Export:
         """Everything written compared with the source. Raises ModelError where a limit does not hold."""
         from popi_export import checks
 
-        limits = self._limits()
+        limits = self.limits
         written = checks.Written(
             plain=self.plain_file,
             gguf={kind: self.models[kind][f"model-{kind}.gguf"] for kind in self.plan.gguf},
@@ -176,22 +191,27 @@ class Export:
             tokenizer=self.beside["tokenizer.json"] if self.graphs else None,
         )
 
-        def make(folder: Path) -> dict[str, Any]:
+        def measure(folder: Path) -> None:
             report = checks.compare(
                 self.source, written, merge=self.plan.merge, roles=self.roles(), how=checks.HOW[self.plan.verify],
                 limits=limits, tell=self.work.tell,
             )  # fmt: skip
+            checks.keep(report, folder)
+
+        def judge(folder: Path) -> dict[str, Any]:
+            report = checks.judged(measured[checks.TABLE], written, limits)
             checks.write(report, folder)
             return {"failures": list(report.failures), "reference": report.reference, "how": self.plan.verify}
 
         parents = [*self.models.values(), *self.graphs.values(), self.adapters]
-        settings = {"how": self.plan.verify, "limits": asdict(limits), "merge": self.plan.merge}
-        done = self.work.stage("verify", self.inputs(*parents, **settings), make)
+        settings = {"how": self.plan.verify, "merge": self.plan.merge}
+        measured = self.work.stage("measured", self.inputs(*parents, **settings), measure)
+        done = self.work.stage("verify", self.inputs(measured, limits=asdict(limits)), judge)
         if failures := done.facts["failures"]:
             more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise ModelError(
                 f"a limit does not hold, so there is no bundle: {failures[0]}{more}; the table is "
-                f"{done[checks.LINES]}, and what is done stays there to go on with"
+                f"{done[checks.LINES]}; what is done stays there: the same command goes on, --limits FILE sets others"
             )
         return done
 
@@ -221,12 +241,11 @@ def export(
     """
     refuse_taken(out, force)
     check_template(source)
+    done = Export(source, wanted)
     with stages.work(out, tell) as work:
-        done = Export(source, wanted, work)
-        done.run()
-        found = _licences(done)
+        done.run(work)
         with drafted(out) as draft:
-            manifest = _assemble(done, draft, found, evaluation)
+            manifest = _assemble(done, draft, evaluation)
             _write_manifest(draft, manifest)
             try:
                 verified = bundles.verified(draft)
@@ -247,13 +266,7 @@ def check_template(source: Source) -> str:
     return card.prompt(fields["tokenizer.chat_template"], named)
 
 
-def _licences(done: Export) -> licences.Licences:
-    return licences.find(done.source, done.plan.base, done.plan.licence)
-
-
-def _assemble(
-    done: Export, draft: Path, found: licences.Licences, evaluation: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _assemble(done: Export, draft: Path, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """Put the stages' files and the texts into the draft; returns the manifest's table."""
     models, roles = _model_entries(done, draft), _role_entries(done, draft)
     ggufs = [m["file"] for m in models if m["format"] == "gguf"]
@@ -268,7 +281,7 @@ def _assemble(
         "format": WHOLE, "name": done.plan.name, "version": done.plan.version, "prompt_contract": CONTRACT,
         "models": models, "default": ggufs[0] if ggufs else None, "roles": roles, "files": [],
         "context_length": done.source.config.context, "chat_template": model.fields["tokenizer.chat_template"],
-        "made_from": made, "licences": dict(found.names),
+        "made_from": made, "licences": dict(done.licences.names),
     }  # fmt: skip
     if done.source.kind == "run":
         manifest["training"] = training(done.source.run)
@@ -278,7 +291,7 @@ def _assemble(
         manifest["verified"] = {k: done.verified.facts[k] for k in ("how", "reference")} | {"table": "table.json"}
     if evaluation is not None:
         manifest["evaluation"] = dict(evaluation)
-    texts = _texts(done, manifest, found, model)
+    texts = _texts(done, manifest, model)
     for name, text in texts.items():
         (draft / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     manifest["files"] = [entry(draft / name) for name in sorted(texts)]
@@ -324,9 +337,7 @@ def notes(done: Export) -> list[str]:
     return found
 
 
-def _texts(
-    done: Export, manifest: Mapping[str, Any], found: licences.Licences, model: Gguf
-) -> dict[str, str | bytes]:
+def _texts(done: Export, manifest: Mapping[str, Any], model: Gguf) -> dict[str, str | bytes]:
     """The further files by name."""
     texts: dict[str, str | bytes] = {}
     if done.plan.onnx:
@@ -338,7 +349,7 @@ def _texts(
     changes = ["the format and the quantization of the weights (MODEL_CARD.md)"]
     changes += [f"the adapter {done.plan.merge} was merged into them"] if done.plan.merge else []
     about = {**manifest, "source": manifest["made_from"]["source"], "changes": changes}
-    texts |= licences.files(found, about)
+    texts |= licences.files(done.licences, about)
     texts["README.md"] = card.readme(manifest, check_template(done.source))
     texts["MODEL_CARD.md"] = card.model_card(manifest, table, notes(done))
     return texts

@@ -20,7 +20,9 @@ from popi_export.source import Source
 FORMATS = ("gguf", "onnx")
 DEFAULTS = {"gguf": "Q4_1", "onnx": "int4"}
 NEEDS = {"fp32": ("F32",), "int8": ("Q8_0",), "int4": ("Q4_1", "Q4_0")}
-"""Which GGUF an ONNX kind is made from: the first, or the one that is asked for anyway."""
+"""Which GGUF an ONNX kind can be made from."""
+SAME = {"Q8_0": "int8", "Q4_1": "int4", "Q4_0": "int4"}
+"""The ONNX kind that holds the numbers of a GGUF as they are."""
 FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL"}
 """``general.file_type`` as llama.cpp numbers it."""
 COUNTED = re.compile(
@@ -32,13 +34,15 @@ COUNTED = re.compile(
 @dataclass(frozen=True)
 class Plan:
     """An export: ``gguf`` and ``onnx`` are the quantizations wanted, ``merge`` the adapter that goes into the weights,
-    ``verify`` full, quick or off, ``way`` how ONNX is made: direct (from the GGUF) or optimum (from the folder)."""
+    ``own`` the quantization that the source has already and that stays bit for bit, ``verify`` full, quick or off,
+    ``way`` how ONNX is made: direct (from the GGUF) or optimum (from the folder)."""
 
     name: str
     version: str
     gguf: tuple[str, ...]
     onnx: tuple[str, ...]
     merge: str | None
+    own: str | None = None
     verify: str = "full"
     limits: Path | None = None
     calibration: str | None = None
@@ -52,12 +56,12 @@ class Plan:
         """Every GGUF quantization that must be made, those for ONNX alone too."""
         if self.way == "optimum":
             return self.gguf
-        extra = [next((k for k in NEEDS[kind] if k in self.gguf), NEEDS[kind][0]) for kind in self.onnx]
-        return tuple(dict.fromkeys([*self.gguf, *extra]))
+        return tuple(dict.fromkeys([*self.gguf, *map(self.onnx_from, self.onnx)]))
 
     def onnx_from(self, kind: str) -> str:
-        """The GGUF quantization that an ONNX kind is made from."""
-        return next(k for k in NEEDS[kind] if k in self.made)
+        """The GGUF quantization that an ONNX kind is made from: the source's own, one that is asked for anyway, or the
+        first that will do."""
+        return next(k for k in (self.own, *self.gguf, *NEEDS[kind]) if k in NEEDS[kind])
 
 
 def make(
@@ -82,15 +86,19 @@ def make(
         if not NAME.fullmatch(text):
             raise ConfigError(f"the {what} must be letters, digits and . _ + -, not {text!r:.80}")
     merge = _merge(source, adapters)
-    if rest.get("way") == "optimum" and (source.kind != "hf" or "onnx" not in formats):
+    if rest.get("way") == "optimum" and source.kind != "hf":
         raise ConfigError("optimum makes ONNX from a Hugging Face folder without adapters; leave out --onnx optimum")
-    return Plan(name=name, version=version, gguf=chosen["gguf"], onnx=chosen["onnx"], merge=merge, **rest)
+    if rest.get("way") is not None and "onnx" not in formats:
+        raise ConfigError(f"--onnx {rest['way']} says how ONNX is made; add --to onnx")
+    own = kind_of(source.file) if source.file is not None and merge is None else None
+    rest["way"] = rest.get("way") or "direct"
+    return Plan(name=name, version=version, gguf=chosen["gguf"], onnx=chosen["onnx"], merge=merge, own=own, **rest)
 
 
 def _default(source: Source, form: str) -> str:
-    """The quantization where nobody says: that of a GGUF itself, which then stays as it is."""
+    """The quantization where nobody says: that of a GGUF itself, whose numbers then stay as they are."""
     own = kind_of(source.file) if source.file is not None else None
-    return own if form == "gguf" and own is not None else DEFAULTS[form]
+    return (own if form == "gguf" else SAME.get(own or "")) or DEFAULTS[form]
 
 
 def _merge(source: Source, adapters: str | None) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from popi_edge.errors import ConfigError, EngineError, ModelError, StoreError
 from popi_edge.models import precheck
+from popi_edge.models.finite import NotFinite
 from popi_edge.models.gguf import BLOCKS, Gguf
 from popi_export.imatrix import ImportanceMatrix
 
@@ -110,6 +111,9 @@ def _read_back(source: Gguf, draft: Path, out: Path) -> Mapping[str, int]:
     """The written tensor types; every tensor of the source must be there in its shape, within the file."""
     try:
         found = precheck.model(draft)
+    except NotFinite:
+        raise ModelError(f"{source.path}: a weight of it is too large for this quantization: {out} was not written"
+                         ) from None  # fmt: skip
     except ModelError as e:
         why = str(e).replace(str(draft), str(out))
         raise StoreError(f"{out} was not written, as it did not read back (is the disk full?): {why}") from None

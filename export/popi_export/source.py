@@ -91,7 +91,7 @@ def read(
     elif (path / peft_adapter.CONFIG).is_file():
         if base is None:
             named = read_json(path / peft_adapter.CONFIG, peft_adapter.MAX_CONFIG).get("base_model_name_or_path")
-            raise ConfigError(f"{path} is an adapter; say where its base ({named!r:.80}) is")
+            raise ConfigError(f"{path} is an adapter; say with --base where its base ({named!r:.80}) is")
         return _peft(path, read(base, chat_template=chat_template))
     elif (path / hf.CONFIG).is_file():
         found = _folder(path, chat_template)
@@ -156,7 +156,11 @@ def _peft(path: Path, base: Source) -> Source:
 def _run(path: Path, settings: Settings) -> Source:
     from popi_export import bundle
 
-    checkpoint = bundle.read(path, settings)
+    return of_checkpoint(path, bundle.read(path, settings))
+
+
+def of_checkpoint(path: Path, checkpoint: Any) -> Source:
+    """A run's checkpoint (``bundle.read``) at ``path``. Raises ModelError."""
     found = _gguf(checkpoint.file)
     lora = checkpoint.recipe.lora
     adapters = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError, StoreError
-from popi_edge.files import whole_file
+from popi_edge.files import cause, whole_file
 from popi_edge.models.bases import file_sha256
 
 MARK = "popi-export.json"
@@ -118,7 +118,7 @@ class Work:
             draft.rename(place)
             sync(self.folder)
         except OSError as e:
-            raise StoreError(f"cannot write {place}: {e.strerror or e}") from None
+            raise StoreError(f"cannot write {place}: {cause(e)}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return Stage(place, facts, hashes, False)
@@ -166,7 +166,7 @@ def work(out: Path, tell: Callable[[str], None]) -> Iterator[Work]:
     except FileExistsError:
         raise ConfigError(f"{folder} is there and is no export's work folder; move it away") from None
     except OSError as e:
-        raise StoreError(f"cannot make {folder}: {e.strerror or e}") from None
+        raise StoreError(f"cannot make {folder}: {cause(e)}") from None
     try:
         with FileLock(folder / LOCK, timeout=0):
             for left in folder.glob(".*-*"):  # of a run that was killed

@@ -19,6 +19,7 @@ from gguf.constants import GGUFValueType
 from numpy.typing import NDArray
 
 from popi_edge.errors import ConfigError, ModelError, StoreError
+from popi_edge.files import cause
 from popi_edge.models.gguf import CODES, Gguf
 from popi_edge.models.names import gguf_name
 from popi_export.architectures import ARRAY, Config, lora_to_gguf, permute
@@ -106,7 +107,7 @@ def _drafted(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as e:
-        raise StoreError(f"cannot write {path}: {e.strerror or e}") from None
+        raise StoreError(f"cannot write {path}: {cause(e)}") from None
     finally:
         with suppress(OSError):
             draft.unlink()

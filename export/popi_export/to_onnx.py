@@ -23,8 +23,8 @@ from popi_edge.engines.adapter import Adapter, fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_blocks import FLOATS, Quantized
 from popi_edge.engines.onnx_graph import MASKED, MS, Builder
 from popi_edge.engines.onnx_proto import FLOAT, INT32, INT64
-from popi_edge.errors import ConfigError, ModelError
-from popi_edge.models import onnx_check, precheck
+from popi_edge.errors import ConfigError, EngineError, ModelError, StoreError
+from popi_edge.models import onnx_adapter_check, onnx_check, precheck
 from popi_edge.models.gguf import Gguf
 from popi_export.onnx_file import GraphFile, written
 
@@ -223,7 +223,10 @@ class ModelBuilder(Builder):
 
 
 def write_onnx_adapter(path: Path, adapter: Adapter, builder: Builder) -> None:
-    """An adapter as ONNX Runtime's AdapterFormat, alpha / r multiplied into B; a hook it does not use is left out."""
+    """An adapter as ONNX Runtime's AdapterFormat, alpha / r multiplied into B; a hook it does not use is left out.
+
+    Raises StoreError for a full disk, EngineError.
+    """
     import onnxruntime as ort
 
     parameters = {}
@@ -236,4 +239,11 @@ def write_onnx_adapter(path: Path, adapter: Adapter, builder: Builder) -> None:
     form.set_adapter_version(1)
     form.set_model_version(1)
     form.set_parameters(parameters)
-    form.export_adapter(str(path))
+    try:
+        form.export_adapter(str(path))
+        onnx_adapter_check.check(path)
+    except Exception as e:  # onnxruntime raises its own, undocumented types
+        why = " ".join(str(e).split())
+        if not isinstance(e, ModelError) and "write" not in why.lower():
+            raise EngineError(f"ONNX Runtime could not make {path.name}: {why[:200]}") from None
+        raise StoreError(f"cannot write {path}: ONNX Runtime could not write all of it (is the disk full?)") from None

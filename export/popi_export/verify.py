@@ -10,6 +10,7 @@ given, and other machines' speed.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -209,6 +210,20 @@ def _context(c: Candidate) -> int:
         return 2_048
     gguf = Gguf(c.model)
     return int(gguf.fields.get(f"{gguf.fields.get('general.architecture')}.context_length", 2_048))
+
+
+def restored(value: Mapping[str, Any], c: Candidate, limits: Limits, *, tokenizers: bool) -> Row:
+    """A row from what ``Report.json`` made of it (a figure that is none may be null there), judged anew."""
+    speed, split = value["speed"], value["tokenizer"]
+    figures = Parity(**{k: _number(value[k]) for k in Parity.__dataclass_fields__})
+    task, before, pairs = ({k: _number(v) for k, v in value[key].items()} for key in ("task", "task_before", "pairs"))
+    row = Row(c, figures, value["size"], Differences(**split) if split else None, Speed(**speed) if speed else None,
+              task, before, pairs, value["types"], value["fallback"] or "")  # fmt: skip
+    return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, limits, tokenizers)))
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
 def judge(row: Row, limits: Limits, tokenizers: bool) -> list[str]:

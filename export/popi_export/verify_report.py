@@ -98,8 +98,9 @@ def plot(report: Report, path: Path) -> bool:
         at = [_point(r) for r in report.rows if r.candidate.engine == engine]
         axes.scatter([x for x, _ in at], [y for _, y in at], label=engine, alpha=0.7)
     told: set[str] = set()
+    several = len({r.candidate.role for r in report.rows}) > 1
     for r in sorted(report.rows, key=lambda r: r.size):
-        text = r.candidate.kind + (f" + {r.candidate.role}" if r.candidate.role else "")
+        text = r.candidate.kind + (f" + {r.candidate.role}" if r.candidate.role and several else "")
         if text not in told:  # once a kind, in turn right and left of its first point
             side = "right" if len(told) % 2 else "left"
             axes.annotate(text, _point(r), xytext=(-6 if side == "right" else 6, 3), textcoords="offset points",

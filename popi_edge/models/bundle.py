@@ -140,7 +140,7 @@ def verified(
     listed = contents(table, path)
     for entry in listed.files.values():
         if entry.file not in there:
-            raise ModelError(f"{path}: {entry.file!r:.80} is not a file of this bundle")
+            raise ModelError(f"{folder}: {entry.file!r:.80} is missing, which its manifest lists; damaged")
         if there[entry.file] != entry.size:
             raise ModelError(
                 f"{folder / entry.file}: {there[entry.file]:,} bytes where the manifest says {entry.size:,}; damaged"

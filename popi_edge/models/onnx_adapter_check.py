@@ -1,8 +1,8 @@
 """A bounded walk over an ONNX Runtime adapter (``.onnx_adapter``, a FlatBuffer) before any library parses it.
 
 Refused: what is not one; tables, vectors and names that leave the file or lie crooked in it; parameters that stand
-twice, overlap, have absurd shapes or data that is not as long as their shape. Not covered: whether the parameters fit a
-model, and their values.
+twice, overlap, have absurd shapes or data that is not as long as their shape, or hold NaN. Not covered: whether they
+fit a model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from popi_edge.errors import ModelError
+from popi_edge.models import finite
 from popi_edge.models.gguf import mapped
 
 IDENTIFIER = b"TORT"
@@ -24,6 +25,7 @@ MAX_PARAMETERS = 65_536
 MAX_NAME, MAX_RANK, MAX_VALUES = 1_024, 8, 1 << 40
 BYTES = {1: 4, 10: 2}
 """Bytes of one value by data type: float32 and float16."""
+FLOATS = {1: "F32", 10: "F16"}
 
 
 class _Walk:
@@ -67,8 +69,8 @@ class _Walk:
             raise self.fail(f"a list of {count:,} items")
         return at + 4, count
 
-    def parameter(self, at: int) -> tuple[str, int, int]:
-        """Name, start and length of a parameter's data."""
+    def parameter(self, at: int) -> tuple[str, int, int, str]:
+        """Name, and start, length and kind of a parameter's data."""
         name, dims, kind, raw = self.table(at, 4)
         start, length = self.vector(name, 1, MAX_NAME)
         text = self.data[start : start + length].decode("latin-1")
@@ -78,13 +80,14 @@ class _Walk:
         shape = [self.number("<q", first + 8 * i) for i in range(rank)]
         if any(not 0 <= d <= MAX_VALUES for d in shape) or prod(shape) > MAX_VALUES:
             raise self.fail(f"a parameter of the absurd shape {str(shape)[:60]}")
-        width = BYTES.get(self.number("<i", kind) if kind else 0)
+        code = self.number("<i", kind) if kind else 0
+        width = BYTES.get(code)
         if width is None:
             raise self.fail("a parameter that holds no floats")
         begin, count = self.vector(raw, 1, MAX_FILE)
         if count != prod(shape) * width:
             raise self.fail(f"a parameter's data has {count:,} bytes where its shape takes {prod(shape) * width:,}")
-        return text, begin, count
+        return text, begin, count, FLOATS[code]
 
 
 def check(path: Path) -> list[str]:
@@ -98,9 +101,12 @@ def check(path: Path) -> list[str]:
         raise walk.fail(f"its format is not {VERSION}")
     start, count = walk.vector(parameters, 4, MAX_PARAMETERS)
     found = [walk.parameter(walk.follow(start + 4 * i)) for i in range(count)]
-    if len({name for name, _, _ in found}) != len(found):
+    if len({f[0] for f in found}) != len(found):
         raise walk.fail("a parameter stands twice")
-    for (_, at, length), (name, other, _) in pairwise(sorted(found, key=lambda f: f[1:])):
+    for (_, at, length, _), (name, other, _, _) in pairwise(sorted(found, key=lambda f: f[1:])):
         if at + length > other:
             raise walk.fail(f"the parameter {name!r:.80} overlaps another")
-    return [name for name, _, _ in found]
+    for name, at, length, kind in found:
+        if finite.nan(data, kind, at, length):
+            raise walk.fail(f"the parameter {name!r:.80} holds NaN")
+    return [f[0] for f in found]

@@ -1,9 +1,10 @@
-"""A bounded walk over an ONNX file, before any library parses it. Nothing is copied, weights are not read.
+"""A bounded walk over an ONNX file, before any library parses it. Nothing is copied; weights are read once, for NaN.
 
 Refused: what is not protobuf or not ONNX's (unknown fields too: a library might know them); absurd counts, lengths and
 nesting; tensors whose data is not as long as their shape; initializers that stand twice; external data outside the
 model's folder, behind links, beyond the file's end, or at an address in memory; nodes that load compiled code or call
-themselves. Not covered: whether the graph makes sense, and what memory it needs while it runs.
+themselves; NaN among the numbers of a tensor. Not covered: whether the graph makes sense, what memory it needs while it
+runs, infinities (a mask may hold them), and NaN in float16 that is written as whole numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
+from popi_edge.models import finite
 from popi_edge.models.gguf import mapped
 from popi_edge.models.onnx_schema import BITS, NAMES, REFUSED, SCHEMA, STRING
 
@@ -44,6 +46,8 @@ TYPED: dict[int, frozenset[int]] = {
 }
 """Which data types each of a tensor's typed fields may hold."""
 COMPLEX = (14, 15)
+FLOATS = {1: "F32", 10: "F16", 11: "F64", 14: "F32", 15: "F64", 16: "BF16"}
+"""Data types that can be NaN, as ``finite`` names their numbers."""
 Span = tuple[int, int]
 
 
@@ -62,6 +66,7 @@ class Found:
 class _Walk:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.fields, self.found = data, path, 0, Found()
+        self.beside: set[tuple[str, int, int, int]] = set()
 
     def fail(self, what: str) -> ModelError:
         return ModelError(f"{self.path}: not a usable ONNX file: {what}")
@@ -236,10 +241,11 @@ class _Walk:
         if where is not None:
             if kind == STRING:
                 raise self.fail("a tensor of strings outside the model")
-            self.external(where, length)
+            self.external(where, length, kind)
         elif raw is not None:
             if kind == STRING or raw[1] - raw[0] != length:
                 raise self.fail(f"a tensor's data has {raw[1] - raw[0]:,} bytes where its shape takes {length:,}")
+            self.numeric(self.data, kind, *raw)
         elif typed or values:
             [(number, count)] = typed.items() if typed else [(0, 0)]
             need = length if BITS.get(kind, 8) < 8 else values * (2 if kind in COMPLEX else 1)
@@ -255,7 +261,12 @@ class _Walk:
         n, rest = divmod(span[1] - span[0], FIXED[form][1])
         if rest:
             raise self.fail("a list of numbers is cut off")
+        self.numeric(self.data, 1 if form == "float" else 11, *span)
         return n
+
+    def numeric(self, data: mmap.mmap, kind: int, start: int, end: int) -> None:
+        if kind in FLOATS and finite.nan(data, FLOATS[kind], start, end - start):
+            raise self.fail("a tensor that holds NaN")
 
     def numbers(self, span: Span) -> list[int]:
         """A short packed list (a shape)."""
@@ -271,7 +282,7 @@ class _Walk:
         texts = {n: self.text(v) for n, _, v in self.message("StringStringEntryProto", *span) if not isinstance(v, int)}
         return texts.get(1, ""), texts.get(2, "")
 
-    def external(self, where: dict[str, str], length: int) -> None:
+    def external(self, where: dict[str, str], length: int, kind: int) -> None:
         """Data beside the model: a plain file of the same folder that holds all of it."""
         location = where.get("location", "")
         if where.keys() - {"location", "offset", "length", "checksum"} or not LOCATION.fullmatch(location):
@@ -287,12 +298,22 @@ class _Walk:
         if int(numbers[0]) + length > file.stat().st_size:
             raise self.fail(f"a tensor's data lies beyond the end of {location}")
         self.found.external.append((location, int(numbers[0]), length))
+        if length and kind in FLOATS:
+            self.beside.add((location, int(numbers[0]), length, kind))
 
     def overlaps(self) -> None:
         """Two tensors may share the same data, not parts of it."""
         for (a, start, n), (b, other, _) in pairwise(sorted(set(self.found.external))):
             if a == b and start + n > other:
                 raise self.fail(f"tensors overlap in {a}")
+
+    def weights(self) -> None:
+        """The numbers beside the model, what several tensors share once."""
+        name, data = "", self.data
+        for location, start, length, kind in sorted(self.beside):
+            if location != name:
+                name, data = location, mapped(self.path.parent / location)
+            self.numeric(data, kind, start, start + length)
 
     def loops(self) -> None:
         """No function may call itself, not through others either: whoever inlines them would not end."""
@@ -320,4 +341,5 @@ def check(path: Path) -> Found:
         raise walk.fail("it has no graph")
     walk.overlaps()
     walk.loops()
+    walk.weights()
     return walk.found

@@ -1,8 +1,9 @@
 """Our own bounded look at a file of a user's before llama.cpp or ONNX Runtime sees it: GGUF or ONNX, model or adapter.
 
 Counts, lengths, types, offsets, nesting and names are checked in bounded memory and time, and that sizes and tensors
-fit each other (``fit``); nothing of the weights is read. Not covered: what the weights compute, memory that a
-well-formed model needs while it runs, and whoever writes to the file between this and its use.
+fit each other (``fit``); then that every weight is a number (``finite``), which reads the file once. Not covered: what
+the weights compute, memory that a well-formed model needs while it runs, and whoever writes to the file between this
+and its use.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge.errors import ModelError
-from popi_edge.models import fit, onnx_adapter_check, onnx_check
+from popi_edge.models import finite, fit, onnx_adapter_check, onnx_check
 from popi_edge.models.gguf import ARRAY, STRING, Gguf
 
 INTEGERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
@@ -48,7 +49,7 @@ IDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 
 
 def model(path: Path) -> Gguf:
-    """A GGUF model's header, checked. Raises ModelError."""
+    """A GGUF model, its header and its weights checked. Raises ModelError."""
     file = Gguf(path)
     architecture = file.need("general.architecture", str)
     if len(architecture) > 64 or not architecture.isascii() or not architecture.isprintable():
@@ -65,6 +66,7 @@ def model(path: Path) -> Gguf:
             raise ModelError(f"{path}: {key} is absurd ({str(value)[:40]})")
     _vocabulary(file)
     fit.check(file)
+    finite.check(file)
     return file
 
 
@@ -110,7 +112,7 @@ def _vocabulary(file: Gguf) -> None:
 
 
 def adapter(path: Path) -> Gguf:
-    """A LoRA adapter's header, checked as far as it can be without its base. Raises ModelError."""
+    """A LoRA adapter, checked as far as it can be without its base. Raises ModelError."""
     file = Gguf(path)
     if file.fields.get("general.type") != "adapter" or file.fields.get("adapter.type") != "lora":
         raise ModelError(f"{path}: not a LoRA adapter")
@@ -121,6 +123,7 @@ def adapter(path: Path) -> Gguf:
     for name, tensor in file.tensors.items():
         if not name.endswith((".lora_a", ".lora_b")) or len(tensor.shape) != 2:
             raise ModelError(f"{path}: the tensor {name!r:.80} is not part of a LoRA adapter")
+    finite.check(file)
     return file
 
 
@@ -134,7 +137,12 @@ def any_file(path: Path) -> dict[str, object]:
     if start[4:] == onnx_adapter_check.IDENTIFIER:
         return {"kind": "ONNX Runtime adapter", "parameters": len(onnx_adapter_check.check(path))}
     if start[:4] != b"GGUF":
-        found = onnx_check.check(path)
+        try:
+            found = onnx_check.check(path)
+        except ModelError as e:
+            if path.suffix == ".onnx":
+                raise
+            raise ModelError(str(e).replace("not a usable ONNX", "no GGUF file, and not a usable ONNX")) from None
         beside = sorted({name for name, _, _ in found.external})
         return {"kind": "ONNX model", "tensors": found.tensors, "nodes": found.nodes, "files_beside": beside}
     lora = Gguf(path).fields.get("general.type") == "adapter"
