@@ -110,7 +110,7 @@ class SignalIndex:
 
     @property
     def large(self) -> NDArray[np.int32]:
-        """How many of the places before each hold something else than a small word, ends of texts too; shape [n + 1]."""
+        """How many of the places before each hold more than a small word, ends of texts too; shape [n + 1]."""
         import numpy as np
 
         small = self.small

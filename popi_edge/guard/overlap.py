@@ -111,7 +111,7 @@ def _finding(text: str, ours: Sequence[Word], found: Shared) -> Finding:
 
 @dataclass(frozen=True)
 class Hits:
-    """The places of the index whose words the text has, in order, and the numbers of these words; both of shape [hits]."""
+    """The places of the index whose words the text has, in order, and those words' numbers; both of shape [hits]."""
 
     places: NDArray[np.int32]
     numbers: NDArray[np.int32]
@@ -133,7 +133,9 @@ class Hits:
         weighed: NDArray[np.int64] = table.take(self.numbers)
         return weighed
 
-    def rows(self, counts: NDArray[np.int64], index: SignalIndex, least: int, score: int) -> Iterator[NDArray[np.int32]]:
+    def rows(
+        self, counts: NDArray[np.int64], index: SignalIndex, least: int, score: int
+    ) -> Iterator[NDArray[np.int32]]:
         """The places of every row of at least so many words and so much weight. A row goes on where nothing but small
         words stands between two of its places."""
         import numpy as np
