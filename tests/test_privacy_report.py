@@ -146,11 +146,11 @@ def test_ctrl_c_is_one_line_and_what_is_done_is_kept(base: Path, tmp_path: Path)
              "--measured", str(tmp_path), "--out", str(tmp_path / "page.md")]  # fmt: skip
     started = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the back
                "runpy.run_module('bench.privacy', run_name='__main__')")  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", started, *words], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None and process.stderr.readline() == "row 1 of 60\n"
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.read().splitlines()
-    assert process.wait() == 130 and said[-1].startswith("bench.privacy: interrupted; ") and "work" in said[-1]
+    with subprocess.Popen([sys.executable, "-c", started, *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and process.stderr.readline() == "row 1 of 60\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().splitlines()
+    assert process.returncode == 130 and said[-1].startswith("bench.privacy: interrupted; ") and "work" in said[-1]
     assert all(line.startswith("row ") for line in said[:-1]) and not (tmp_path / "page.md").exists()
     kept = (tmp_path / "work" / "pupa_three" / "units.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["k"] for line in kept[1:]] == [str(3 * i) for i in range(len(kept) - 1)]
