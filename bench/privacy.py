@@ -3,9 +3,10 @@
     python -m bench.privacy [--section NAME …] [--users N] [--rows N] [--pupa FILE] [--work FOLDER]
         [--measured FOLDER] [--out FILE] [--json FILE]
 
-Sections: network, pupa, measured (all of them unless named). What a section found is kept as privacy_NAME.json in the
-folder of measured outputs, and a section that is not run is reported as it was last, or as not run. 200 users or all of
-PUPA take a quarter of an hour or more: with --work a run that was ended goes on where it stopped.
+Sections: network, pupa, pupa_three, measured (all of them unless named). What a section found is kept, as soon as it is
+done, as privacy_NAME.json in the folder of measured outputs, and a section that is not run is reported as it was last,
+or as not run. 200 users or all of PUPA take a quarter of an hour or more: with --work a run that was ended goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from popi_edge.errors import PopiError
 from popi_training.evaluate.journal import write_json, write_whole
 
 DOCS = Path(__file__).parent.parent / "docs"
-SECTIONS = ("network", "pupa", "measured")
-KEPT = ("network", "pupa")
+SECTIONS = ("network", "pupa", "pupa_three", "measured")
+KEPT = ("network", "pupa", "pupa_three")
 """Sections whose outcome is kept as a file; ``measured`` only reads."""
 
 
@@ -48,24 +49,26 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Every section's figures: of this run, or as they were kept. Raises PopiError."""
     found: dict[str, Any] = {}
-    if "network" in args.section:
-        command = f"python -m bench.privacy --section network --users {args.users} --seed {args.seed}"
-        found["network"] = {"command": command} | privacy_network.measure(args.users, args.seed, args.work)
-    if "pupa" in args.section:
-        rows = f" --rows {args.rows}" if args.rows is not None else ""
-        command = f"python -m bench.privacy --section pupa --pupa {args.pupa.name}{rows}"
-        found["pupa"] = {"command": command} | privacy_pupa.measure(args.pupa, args.rows, args.work)
     for name in KEPT:
         path = args.measured / f"privacy_{name}.json"
-        if name in found and "not_run" not in found[name]:
-            write_json(path, found[name] | _circumstances())
-        if name not in found or "not_run" in found[name]:
-            why = found.get(name, {}).get("not_run", "it was never run, or its figures were not kept")
-            found[name] = json.loads(path.read_text("utf-8")) if path.is_file() else {"not_run": why}
-        else:
-            found[name] |= _circumstances()
+        made = _made(name, args) if name in args.section else {"not_run": "its figures were never made, or not kept"}
+        if "not_run" not in made:
+            write_json(path, made)
+        found[name] = json.loads(path.read_text("utf-8")) if path.is_file() else made
     found["measured"] = privacy_measured.measure(args.measured)
     return found
+
+
+def _made(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a section finds now, with the command and the circumstances. Raises PopiError."""
+    command = f"python -m bench.privacy --section {name}"
+    if name == "network":
+        command += f" --users {args.users} --seed {args.seed}"
+        made = privacy_network.measure(args.users, args.seed, args.work)
+    else:
+        command += f" --pupa {args.pupa.name}" + (f" --rows {args.rows}" if args.rows is not None else "")
+        made = privacy_pupa.measure(args.pupa, args.rows, args.work, three=name == "pupa_three")
+    return {"command": command} | made | _circumstances()
 
 
 def _circumstances() -> dict[str, str]:
@@ -90,7 +93,7 @@ def report(found: dict[str, Any]) -> str:
         "Written by `python -m bench.privacy`; do not edit. Every figure stands under the command that made it, beside "
         "what it does not cover.", "",
         "## Does anything leave that should not?", "", *network(found["network"]),
-        "## Do private units get into a summary?", "", *pupa(found["pupa"]),
+        "## Do private units get into a summary?", "", *pupa(found["pupa"]), *pupa_three(found["pupa_three"]),
         "## What other commands measured", "", *privacy_measured.render(found["measured"]),
     ]  # fmt: skip
     return "\n".join(map(_wrapped, lines)).rstrip() + "\n"
@@ -182,6 +185,26 @@ def pupa(d: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def pupa_three(d: dict[str, Any]) -> list[str]:
+    """Lines of the section: people of three conversations, summarized as the program does."""
+    if "not_run" in d:
+        return ["**Three conversations a person: not run**: " + d["not_run"] + ".", ""]
+    s = d["produced"]
+    why = "; ".join(f"{n} × {reason}" for reason, n in d["why_not_produced"].items())
+    return [
+        _how(d), "",
+        f"The same file, three rows one after another as one person's three conversations, and no switch at all: by "
+        f"the program's own rules they are enough to say something. Model: {d['model']}.", "",
+        f"- summaries really produced: {s['summaries']} of {d['people']} people, {s['different_texts']} different "
+        f"texts; private units in them: **{_share(s['share'])}** ({len(s['found'])} of {s['units']}; aim ≤ 0.5%); of "
+        f"those that the lexicon makes unwritable: **{len(s['unwritable_found'])}** (aim 0)",
+        *([f"  - none where: {why}"] if why else []),
+        f"- control: {_share(d['in_prompt_share'])} of these people's units stood in the model's prompt", "",
+        "Not covered: as above; and these people are put together, not real: their conversations are of several "
+        "writers.", "",
+    ]  # fmt: skip
+
+
 def main() -> int:
     args = arguments()
     try:
@@ -192,6 +215,10 @@ def main() -> int:
     except PopiError as e:
         print(f"bench.privacy: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        kept = f"so are the rows and people in {args.work}" if args.work else "of the one at work nothing (see --work)"
+        print(f"bench.privacy: interrupted; sections that were done are kept, {kept}", file=sys.stderr)
+        return 130
     print(f"wrote {args.out}", file=sys.stderr)
     return 0
 

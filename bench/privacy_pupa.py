@@ -1,11 +1,13 @@
 """PUPA: are the private units of a conversation in the summary that is made of it?
 
-    python -m bench.privacy --section pupa [--pupa PUPA_TNB.csv] [--rows N] [--work FOLDER]
+    python -m bench.privacy --section pupa pupa_three [--pupa PUPA_TNB.csv] [--rows N] [--work FOLDER]
 
 Each row (Li et al., "PAPILLON", NAACL 2025; data under MIT, not part of this project) is one person with one signal,
 the conversation. A summary is inferred as the program does; then, by a switch of this bench alone, one is forced: the
 evidence rule and the language rule are off, and where the model would say nothing the opening word is put into its
-mouth. Only for measuring: nothing was tuned on it. It does NOT see what a unit that is said in other words tells.
+mouth. One conversation is too little to say anything by the program's own rules, so ``pupa_three`` takes three rows one
+after another as one person's three conversations, with no switch at all. Only for measuring: nothing was tuned on it.
+It does NOT see what a unit that is said in other words tells.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import csv
 import hashlib
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +35,7 @@ from popi_training.evaluate.journal import Journal
 
 COLUMNS = ("user_query", "target_response", "pii_units")
 OPENING = "Prefers"
+THREE = 3
 PAPILLON = 0.075
 """Share of private units that reach the cloud model in PAPILLON's own measurement on PUPA (its abstract)."""
 
@@ -98,26 +102,54 @@ def judged(me: Popi, row: dict[str, str], number: int) -> dict[str, Any]:
     }
 
 
+def judged_three(me: Popi, table: list[dict[str, str]], first: int) -> dict[str, Any]:
+    """The figures of the person whose three conversations are the rows from ``first`` on, as the program summarizes."""
+    lexicon, some = Lexicon.load(), table[first : first + THREE]
+    said = [signal(row, first + i) for i, row in enumerate(some)]
+    mine = list(dict.fromkeys(u for row in some for u in units(row["pii_units"])))
+    made = infer(me.engine, said, lexicon=me.lexicon, decoding=me.bundle.decoding, constraint=me._constraint(),
+                 adapter=me.bundle.adapter("infer"))  # fmt: skip
+    read = [prompts.signal_text(s, me.engine.tokenizer) for s in said if s.id in made.signal_ids]
+    return {
+        "units": mine,
+        "unwritable": [u for u in mine if unwritable(u, lexicon)],
+        "in_prompt": leaked(mine, " ".join(read)),
+        "produced": {"text": made.text, "reason": made.reason, "found": leaked(mine, made.text)},
+    }
+
+
+def _over(done: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """What the summaries of a kind hold; the share is of the units of those who have one, None where nobody has."""
+    made = [r for r in done if r[kind]["text"]]
+    total = sum(len(r["units"]) for r in made)
+    found = [u for r in made for u in r[kind]["found"]]
+    locked = [u for r in made for u in r[kind]["found"] if u in r["unwritable"]]
+    return {
+        "summaries": len(made), "units": total, "found": found, "unwritable_found": locked,
+        "share": round(len(found) / total, 5) if total else None,
+        "different_texts": len({r[kind]["text"] for r in made}),
+    }  # fmt: skip
+
+
+def _reasons(done: list[dict[str, Any]]) -> dict[str, int]:
+    """Why nothing was produced, and how often."""
+    return dict(Counter(r["produced"]["reason"] for r in done if r["produced"]["reason"]))
+
+
+def summed_three(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of ``pupa_three``."""
+    made = [r for r in done if r["produced"]["text"]]
+    total = sum(len(r["units"]) for r in made)
+    return {
+        "people": len(done), "produced": _over(done, "produced"), "why_not_produced": _reasons(done),
+        "in_prompt_share": round(sum(len(r["in_prompt"]) for r in made) / total, 5) if total else None,
+    }  # fmt: skip
+
+
 def summed(done: list[dict[str, Any]]) -> dict[str, Any]:
     """The section's figures; shares are of units, None where there are none."""
-
-    def over(kind: str) -> dict[str, Any]:
-        made = [r for r in done if r[kind]["text"]]
-        total = sum(len(r["units"]) for r in made)
-        found = [u for r in made for u in r[kind]["found"]]
-        locked = [u for r in made for u in r[kind]["found"] if u in r["unwritable"]]
-        return {
-            "summaries": len(made), "units": total, "found": found, "unwritable_found": locked,
-            "share": round(len(found) / total, 5) if total else None,
-            "different_texts": len({r[kind]["text"] for r in made}),
-        }  # fmt: skip
-
     total = sum(len(r["units"]) for r in done)
     writable = [u for r in done for u in r["units"] if u not in r["unwritable"]]
-    reasons: dict[str, int] = {}
-    for r in done:
-        if r["produced"]["reason"]:
-            reasons[r["produced"]["reason"]] = reasons.get(r["produced"]["reason"], 0) + 1
     return {
         "rows": len(done),
         "units": total,
@@ -125,26 +157,29 @@ def summed(done: list[dict[str, Any]]) -> dict[str, Any]:
         "writable": sorted(set(writable)),
         "in_signal_share": round(sum(len(r["in_signal"]) for r in done) / total, 5) if total else None,
         "in_prompt_share": round(sum(len(r["in_prompt"]) for r in done) / total, 5) if total else None,
-        "produced": over("produced"),
-        "why_not_produced": reasons,
-        "forced": over("forced") | {"first_word_given": sum(r["forced"]["given"] for r in done)},
+        "produced": _over(done, "produced"),
+        "why_not_produced": _reasons(done),
+        "forced": _over(done, "forced") | {"first_word_given": sum(r["forced"]["given"] for r in done)},
         "papillon": PAPILLON,
     }
 
 
-def _judge_all(
-    me: Popi, table: list[dict[str, str]], work: Path | None, settings: dict[str, Any]
+def _judged(
+    me: Popi, table: list[dict[str, str]], work: Path | None, settings: dict[str, Any], *, three: bool
 ) -> list[dict[str, Any]]:
-    with Journal(work / "pupa" if work else None, settings) as journal:
-        for number, row in enumerate(table):
-            if str(number) not in journal:
-                journal.add(str(number), judged(me, row, number))
-                print(f"row {number + 1} of {len(table)}", file=sys.stderr, flush=True)
-        return [journal[str(n)] for n in range(len(table))]
+    last = len(table) - (THREE - 1) * three  # who would have fewer conversations than three is left out
+    starts = range(0, last, THREE if three else 1)
+    with Journal(work / ("pupa_three" if three else "pupa") if work else None, settings) as journal:
+        for n in starts:
+            if str(n) not in journal:
+                journal.add(str(n), judged_three(me, table, n) if three else judged(me, table[n], n))
+                print(f"row {n + 1} of {len(table)}", file=sys.stderr, flush=True)
+        return [journal[str(n)] for n in starts]
 
 
-def measure(path: Path, limit: int | None = None, work: Path | None = None) -> dict[str, Any]:
-    """Run the section; ``not_run`` where the file is not there. Raises ConfigError, ModelError, EngineError."""
+def measure(path: Path, limit: int | None = None, work: Path | None = None, *, three: bool = False) -> dict[str, Any]:
+    """Run the section, or ``pupa_three``; ``not_run`` where the file is not there. Raises ConfigError, ModelError,
+    EngineError."""
     if not path.is_file():
         return {"not_run": f"there is no {path.name} here; it is not part of this project (--pupa FILE)"}
     table = rows(path)
@@ -154,5 +189,6 @@ def measure(path: Path, limit: int | None = None, work: Path | None = None) -> d
         with Popi.open(home=folder) as me:
             told: dict[str, Any] = {"sha256": digest, "model": me.bundle.identity}
             told |= {"engine": me.settings.engine, "program": program_digest()}
-            done = _judge_all(me, table[:limit], work, told)
-    return {"sha256": digest, "model": told["model"], "of_rows": len(table)} | summed(done)
+            done = _judged(me, table[:limit], work, told, three=three)
+    figures = summed_three(done) if three else summed(done)
+    return {"sha256": digest, "model": told["model"], "of_rows": len(table)} | figures

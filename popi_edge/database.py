@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -32,6 +33,8 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreError(f"{path} is locked by another program; try again when it is done")
+    if name.startswith("SQLITE_IOERR") and _full(path):
+        return StoreError(f"the disk is full, and to read {path} takes a little room, too; nothing was changed")
     if name.startswith("SQLITE_FULL"):
         return StoreError(f"the disk is full; the change to {path} was not made")
     if name.startswith("SQLITE_IOERR"):
@@ -43,6 +46,15 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return StoreError(f"the store {path} is closed")
     return StoreError(f"{path}: {error}")
+
+
+def _full(path: Path) -> bool:
+    """Whether the disk has no room for the index of the write-ahead log, which SQLite makes even to read (32 KiB; an
+    I/O error is all that it says then)."""
+    try:
+        return shutil.disk_usage(path.parent).free < 2**16
+    except OSError:
+        return False
 
 
 def claim(path: Path) -> Claimed:

@@ -193,3 +193,16 @@ def test_a_file_that_may_not_grow_is_one_line_and_nothing_is_lost(run: Run, tmp_
     done = subprocess.run(limited, env=there, capture_output=True, text=True)
     refused(done, "disk", "was not made")
     assert done.stderr.count("\n") == 1 and run("signals", "list", "--json").stdout == before
+
+
+def test_one_bad_line_of_many_is_named_and_all_others_are_kept(run: Run, tmp_path: Path) -> None:
+    """Far behind the first block that is written; and again, when all others are there already."""
+    lines = [json.dumps({"kind": "statement", "text": f"I like thing number {i}."}) for i in range(12_000)]
+    lines[7_777] = "{broken"
+    (tmp_path / "many.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    for added in (11_999, 0):
+        done = run("import", str(tmp_path / "many.jsonl"), "--json")
+        told = json.loads(done.stdout)
+        assert (told["added"], told["duplicates"], told["error_count"]) == (added, 11_999 - added, 1)
+        assert [e["line"] for e in told["errors"]] == [7_778]
+        refused(done, "many.jsonl, line 7778: not JSON", code=0)

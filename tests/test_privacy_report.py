@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,15 @@ def test_shares_are_of_the_units_of_rows_with_a_summary() -> None:
     assert "none to count" in "\n".join(privacy.pupa(page | none))
 
 
+def test_people_of_three_conversations_count_only_where_a_summary_was_made() -> None:
+    rows = [judged("anna roses", "anna", "Likes roses.", "roses", "x", ""), judged("bob", "bob", "", "", "x", "")]
+    done = privacy_pupa.summed_three(rows)
+    assert (done["people"], done["produced"]["summaries"], done["produced"]["units"]) == (2, 1, 2)
+    assert done["produced"]["share"] == 0.5 and done["why_not_produced"] == {"too few": 1}
+    page = "\n".join(privacy.pupa_three({"command": "c", "commit": "a", "machine": "m", "model": "x"} | done))
+    assert "1 of 2 people" in page and "**50.00%** (1 of 2;" in page and "none where: 1 × too few" in page
+
+
 def test_a_file_that_is_not_pupas_is_refused_in_one_line_and_a_missing_one_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     for content in (b"", b"a,b\n1,2\n", b"user_query,target_response,pii_units\nonly\n", b"\xff\xfe,"):
@@ -112,6 +123,38 @@ def test_a_row_is_forced_where_the_rules_say_too_little(base: Path, tmp_path: Pa
     assert done["produced"]["summaries"] == 0 and done["forced"]["summaries"] == 1
     assert done["unwritable_share"] == 1.0 and done["forced"]["found"] == [] and done["in_prompt_share"] == 1.0
     assert privacy_pupa.measure(tmp_path / "p.csv", work=tmp_path) == done
+
+
+TABLE = "user_query,target_response,pii_units\n" + "".join(
+    f"Please write to Zorvak{i} Quim in short words and no long ones,Dear Zorvak{i},zorvak{i}||quim\n"
+    for i in range(60)
+)  # fmt: skip
+
+
+@pytest.mark.model
+def test_three_rows_are_one_person_and_whoever_has_fewer_is_left_out(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("".join(TABLE.splitlines(keepends=True)[:5]), "utf-8")  # four rows
+    done = privacy_pupa.measure(tmp_path / "p.csv", work=tmp_path, three=True)
+    assert done["people"] == 1 and done["produced"]["summaries"] == 1 and done["produced"]["found"] == []
+    assert done["produced"]["units"] == 4 and done["in_prompt_share"] == 1.0
+
+
+@pytest.mark.model
+def test_ctrl_c_is_one_line_and_what_is_done_is_kept(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(TABLE, "utf-8")
+    words = ["--section", "pupa_three", "--pupa", str(tmp_path / "p.csv"), "--work", str(tmp_path / "work"),
+             "--measured", str(tmp_path), "--out", str(tmp_path / "page.md")]  # fmt: skip
+    started = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the back
+               "runpy.run_module('bench.privacy', run_name='__main__')")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", started, *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and process.stderr.readline() == "row 1 of 60\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().splitlines()
+    assert process.returncode == 130 and said[-1].startswith("bench.privacy: interrupted; ") and "work" in said[-1]
+    assert all(line.startswith("row ") for line in said[:-1]) and not (tmp_path / "page.md").exists()
+    kept = (tmp_path / "work" / "pupa_three" / "units.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["k"] for line in kept[1:]] == [str(3 * i) for i in range(len(kept) - 1)]
+    assert len(kept) - 1 in (len(said), len(said) + 1)  # the last may be kept and not yet said
 
 
 # figures that other commands made -----------------------------------------------------------------------------

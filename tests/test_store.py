@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from popi_edge.database import explain
 from popi_edge.errors import NotApproved, SignalError, StoreError
 from popi_edge.migrations import LATEST, MIGRATIONS
 from popi_edge.signals import Comparison, Profile, Rating, Statement
@@ -371,6 +373,18 @@ def test_a_full_disk_half_way_leaves_all_of_before_and_nothing_of_after(store: S
     assert [s.signal.texts() for s in store.signals()] == [["before"]]
     store.conn.execute("PRAGMA max_page_count = 1000000").fetchone()
     assert len(store.add([Statement("after")]).added) == 1
+
+
+def test_an_io_error_where_the_disk_is_full_says_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says no more than I/O error where it cannot make the index of its log. The room on the disk is made up: a
+    test cannot fill one."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    assert str(explain(error, tmp_path / "popi.db")).startswith("the disk failed (disk I/O error)")
+    room = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    said = str(explain(error, tmp_path / "popi.db"))
+    assert said.startswith("the disk is full") and said.endswith("nothing was changed") and "\n" not in said
 
 
 def test_a_transaction_inside_another_joins_it_and_an_error_undoes_all(store: Store) -> None:
