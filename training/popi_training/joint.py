@@ -37,7 +37,8 @@ from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
 from popi_training import base, filed, folder, objective, shards, targets, warm
-from popi_training.loss import pair_logprobs, scored, supervised
+from popi_training.dense import DEPTH, Dense
+from popi_training.loss import learnt, pair_logprobs, scored
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
@@ -92,6 +93,7 @@ class Joint(Trainer):
         self.at_once = 1 if device == "cpu" else AT_ONCE
         self.chunk = TOGETHER * self.at_once
         self.rollouts: Rollouts = TransformersRollouts(self.team.most)
+        self.dense: Dense | None = None
 
     def maker(self) -> Callable[[int], list[Person]]:
         return self.make
@@ -269,18 +271,27 @@ class Joint(Trainer):
         """Gradients of φ towards what was told."""
         total = 0.0
         alike = itertools.groupby(groups, key=lambda g: g.person.signals[:1])  # they go into one sequence
-        families = [[d.sample(g.prompt) for g in some for d in g.draws] for _, some in alike]
-        packs = sorted(map(pack, families), key=lambda p: len(p.ids))
-        while packs:
-            some = [packs.pop()]
-            while packs and (len(some) + 1) * len(some[0].ids) <= TOKENS:
-                some.append(packs.pop())
+        families = [list(some) for _, some in alike]
+        packed = [pack([d.sample(g.prompt) for g in some for d in g.draws]) for some in families]
+        known = [max((g.person.known for g in some), key=len) for some in families]
+        rest = sorted(zip(packed, known, strict=True), key=lambda both: len(both[0].ids))
+        apart, dense = 0.0, self.dense
+        while rest:
+            some = [rest.pop()]
+            while rest and (len(some) + 1) * len(some[0][0].ids) <= TOKENS:
+                some.append(rest.pop())
+            packs = [p for p, _ in some]
             with self.roles.playing("infer") as model:
-                found = zip(some, supervised(model, some), strict=True)
-                loss = torch.stack([each * len(p.sizes) for p, (each, _) in found]).sum() / len(groups)
-                (loss / self.team.size).backward()  # type: ignore[no-untyped-call]
+                found = scored(model, packs, DEPTH if dense else None)
+                each = zip(packs, learnt(found, packs), strict=True)
+                loss = torch.stack([mean * len(p.sizes) for p, (mean, _) in each]).sum() / len(groups)
+                more = loss.new_zeros(())
+                if dense and found.states is not None:
+                    more = dense.loss(found.states, packs, [k for _, k in some]) * len(packs) / len(families)
+                    apart += float(more.detach())
+                ((loss + (dense.weight if dense else 0.0) * more) / self.team.size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        return {"loss": total}
+        return {"loss": total} | ({"dense": apart} if dense else {})
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of θ: DPO under the groups' summaries, some of them left empty, and the anchor; chunk by chunk."""
