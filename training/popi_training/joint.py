@@ -91,9 +91,13 @@ class Joint(Trainer):
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
         self.at_once = 1 if device == "cpu" else AT_ONCE
-        self.chunk = TOGETHER * self.at_once
         self.rollouts: Rollouts = TransformersRollouts(self.team.most)
         self.dense: Dense | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Contexts that are asked in one call of a model."""
+        return TOGETHER * self.at_once
 
     def maker(self) -> Callable[[int], list[Person]]:
         return self.make
@@ -174,10 +178,12 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        """What φ is to imitate, and the truth, which θ learns under."""
+        """What φ is to imitate, and what θ learns under: the truth, or by and by now and then the same."""
         ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
+        j, dice = self.recipe.joint, random.Random(f"told:{self.recipe.seed}:{self.step}:{person.id}")
+        told = person.told and dice.random() < j.told * min(1.0, self.step / max(1, j.warm))
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.told if told else person.oracle])
 
     # scoring ------------------------------------------------------------------------------------------------
     def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:
@@ -220,11 +226,21 @@ class Joint(Trainer):
         return self.ratios("generate", asked) - self.references([t for _, t in asked])
 
     @torch.no_grad()
-    def reward(self, group: Group) -> dict[str, Tensor]:
-        """What a group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the reward
-        less the costs."""
-        j, pairs = self.recipe.joint, group.person.targets[: self.recipe.joint.pairs]
-        found = self.margins([(z, t) for z in group.texts for t in pairs]).view(len(group.texts), len(pairs))
+    def rewards(self, groups: Sequence[Group]) -> list[dict[str, Tensor]]:
+        """What each group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the
+        reward less the costs. What several summaries of a person say alike is scored once."""
+        pairs = [group.person.targets[: self.recipe.joint.pairs] for group in groups]
+        asked = [[(z, t) for z in g.texts for t in some] for g, some in zip(groups, pairs, strict=True)]
+        once = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
+        at, found = {a: i for i, a in enumerate(once)}, self.margins(once)
+        return [
+            self._earned(g, found[[at[a] for a in some]].view(len(g.texts), -1))
+            for g, some in zip(groups, asked, strict=True)
+        ]
+
+    def _earned(self, group: Group, found: Tensor) -> dict[str, Tensor]:
+        """The same of one group, from its margins [G, K]."""
+        j = self.recipe.joint
         leak = found.new_tensor([leaks(z, group.person.signals) for z in group.texts])
         cost = objective.costs(
             torch.tensor([len(d.ids) for d in group.draws], device=found.device),
@@ -240,7 +256,7 @@ class Joint(Trainer):
         """Gradients of φ, ``at_once`` people at a time, and the figures of its step."""
         if self.schedule() == "sft":
             return self._imitate(groups)
-        earned = [self.reward(group) for group in groups]
+        earned = self.rewards(groups)
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
         some = [groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)]

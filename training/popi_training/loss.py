@@ -36,7 +36,7 @@ class Scored:
 
 def scored(model: Any, packs: Sequence[Packed], depth: int | None = None) -> Scored:
     """Run packed sequences through the model together, the shorter ones padded; on another device than the processor
-    up to the last layer in bfloat16. ``depth``: of the states from the embeddings to the last layer's, which to keep."""
+    up to the last layer in bfloat16. ``depth``: which states to keep, from the embeddings (0) to the last layer's."""
     device, longest = next(model.parameters()).device, max(len(p.ids) for p in packs)
     ids = torch.zeros((len(packs), longest), dtype=torch.long)
     positions = torch.zeros_like(ids)

@@ -1,8 +1,8 @@
 """What moves the weights: AdamW, or Muon for the matrices of whole models and AdamW for the rest.
 
-Muon orthogonalises a matrix's momentum, so that every direction of it moves alike (Jordan et al., 2024); torch's own is
-used, scaled so that a rate means what it means for AdamW (arXiv 2502.16982). Embeddings, norms and whatever is no matrix
-of a layer are AdamW's.
+Muon orthogonalises a matrix's momentum, so that every direction of it moves alike (Jordan et al., 2024); torch's own
+is used, scaled so that a rate means what it means for AdamW (arXiv 2502.16982). Embeddings, norms and whatever is no
+matrix of a layer are AdamW's.
 """
 
 from __future__ import annotations

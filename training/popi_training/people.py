@@ -20,8 +20,8 @@ class Target:
 @dataclass(frozen=True)
 class Person:
     """``signals`` in order of time; ``targets``: held-out pairs, of other prompts than the signals are about, each
-    prompt once; ``oracle``: what somebody who knows them would say, where that is known; ``told``: what the warm start imitates instead of that; ``known``: what the first 1, 2, … signals say of
-    each attribute, in numbers, for dense supervision."""
+    prompt once; ``oracle``: what somebody who knows them would say, where that is known; ``told``: what the warm start
+    imitates instead of that; ``known``: what the first 1, 2, … signals say of each attribute, in numbers."""
 
     id: str
     signals: tuple[Signal, ...]

@@ -32,6 +32,8 @@ SUMMARIES, LEAST = 96, 12
 """Summaries that a step of the warm start imitates, and the people whose they are at the least."""
 END = "\n\n"
 """What a signal ends with."""
+AT_ONCE = 24
+"""Packed sequences that go through such a small model at once: a call takes longer than what it computes."""
 VOCABULARY = 1_000
 """Tokens at most; the world has fewer, each of its words one."""
 
@@ -41,7 +43,7 @@ def phrases() -> list[str]:
     long. None ends as another begins, so that a text has but one reading."""
     spec = prompts.spec()
     fixed = [spec["infer_system"], spec["infer_user"], spec["bare_system"], *(spec["signals"][k] for k in world.SHARES)]
-    quoted = re.sub(r"{(prompt|chosen|rejected|response|text)}", lambda m: f"{spec['quote']}{m.group()}", "\0".join(fixed))
+    quoted = re.sub(r"{(?!score|signals|previous)(?=\w)", lambda m: spec["quote"] + m.group(), "\0".join(fixed))
     asked = [p.partition(" {}")[0] for p in world.WORLD["prompts"]]
     parts = [part.strip("\n").removeprefix(" ") for part in re.split(r"{\w+}|\0", quoted)]
     return list(dict.fromkeys([END, *(p for p in parts if " " in p), *asked]))
@@ -104,6 +106,7 @@ def open_run(recipe: Recipe, device: str) -> Joint:
         **({"device": device} if device != "cpu" else {}),
     }
     joint = Joint(recipe, read, Models(*models), functools.partial(people, recipe), couple, made, device)
+    joint.at_once = AT_ONCE
     if recipe.joint.dense:
         joint.dense = Dense(recipe.joint.dense, read.tokenizer.encode(END)[0])
     return joint

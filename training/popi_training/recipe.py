@@ -81,8 +81,8 @@ class Schedule:
     the best followed, are taught (0: all). ``contrast``: weight of telling a
     user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: the
     share of couples who are opposite in everything, with the same signals the other way round. ``patience``: stop
-    after so many looks at the development users without a lower loss (0: never). ``optimizer``: ``adamw``, or, for whole
-    models, ``muon`` (``popi_training.optimizers``).
+    after so many looks at the development users without a lower loss (0: never). ``optimizer``: ``adamw``, or, for
+    whole models, ``muon`` (``popi_training.optimizers``).
     """
 
     steps: int = 100
@@ -122,7 +122,8 @@ class Joint:
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
     what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many of them (0: in all);
     ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
-    (``popi_training.dense``)."""
+    (``popi_training.dense``); ``told``: the share of θ's summaries then that are what φ imitates and not the truth,
+    rising to this from none."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -148,6 +149,7 @@ class Joint:
     lr_warm: float = 1e-3
     smoothing: float = 0.0
     dense: float = 0.0
+    told: float = 0.0
 
     @property
     def taught(self) -> int:
@@ -262,7 +264,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
         ("joint.warm_generate", j.warm_generate, 0, j.warm), ("joint.smoothing", j.smoothing, 0, 0.49),
-        ("joint.dense", j.dense, 0, 1000),
+        ("joint.dense", j.dense, 0, 1000), ("joint.told", j.told, 0, 1),
         ("scratch.hidden", s.hidden, 0, 4096), ("scratch.layers", s.layers, 1, 64),
         ("scratch.heads", s.heads, 1, 64), ("scratch.kv_heads", s.kv_heads, 1, s.heads),
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
@@ -307,7 +309,7 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: train.optimizer is {r.train.optimizer!r:.40}; it must be one of {', '.join(OPTIMIZERS)}"
         )
     if r.train.optimizer == "muon" and not (s.hidden or r.lora.full):
-        raise ConfigError(f"{where}: train.optimizer \"muon\" is for whole models (scratch or lora.full), not for adapters")
+        raise ConfigError(f"{where}: train.optimizer \"muon\" needs whole models (scratch or lora.full), no adapters")
     if j.dense and not r.data.world:
         raise ConfigError(f"{where}: joint.dense needs data.world, where it is known what the signals say")
     if j.schedule not in SCHEDULES:

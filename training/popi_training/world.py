@@ -17,7 +17,7 @@ With s(reply) ∈ {−1, 0, 1}⁶ what a reply shows, d = (s(first) − s(second
 
 Kinds are drawn by SHARES. Prompts, frames, markers of a pole, order and length say nothing of θ.
 
-Fixed before any training: who trains (part ``train``) never wants two attributes of a pair in ``apart`` (4 of 15) and
+Fixed before any training: who trains (part ``train``) never wants two attributes of a pair in ``apart`` (3 of 15) and
 never sees the topics, frames and statements called held out nor, under prompt template j, marker (2a + j) mod 3 of
 either pole of attribute a. ``dev`` (to look at while developing) and ``users`` are other users, ``combinations`` are
 users who want such a pair, ``phrasings`` users whose signals and targets are made of the held-out wording alone. What
@@ -187,7 +187,7 @@ class Bayes:
         return np.asarray(p / p.sum(), np.float64)
 
     def means(self, signals: Sequence[Signal], part: str = "train") -> Values:
-        """E[θ | the first k signals] for k = 1, 2, …, all of them, [signals, A]. Raises ConfigError as ``posterior``."""
+        """E[θ | the first k signals] for k = 1 to all of them, [signals, A]. Raises ConfigError as ``posterior``."""
         log = self._loglik[[self._seen(s) for s in signals]].cumsum(0)
         p = self.prior(part) * np.exp(log - log.max(1, keepdims=True))
         return np.asarray(p @ self.types / p.sum(1, keepdims=True), np.float64)
