@@ -19,6 +19,7 @@ from popi_training import targets, train, warm
 from popi_training.base import lora_parameters
 from popi_training.joint import Joint
 from popi_training.people import Target, leaks
+from popi_training.rollout import Draw
 from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited as edit
@@ -142,35 +143,48 @@ def test_the_step_of_the_generator_is_dpo_under_the_drawn_summaries_and_the_anch
         assert b.abs().max() > 0 and (a - b).abs().max() < 2e-3 * b.abs().max()
 
 
-def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path) -> None:
+def behind(trainer: Joint, role: str, prompt: tuple[int, ...], d: Draw) -> torch.Tensor:
+    """log p of what was allowed at every token of a summary behind a prompt, the mask by hand: [tokens, vocabulary]."""
+    bars = torch.full((len(d.ids), trainer.roles.model.config.vocab_size), -torch.inf)  # type: ignore[attr-defined]
+    for i, allowed in enumerate(d.allowed):
+        bars[i, allowed] = 0.0
+    return torch.log_softmax(plain(trainer, role, list(prompt), list(d.ids)) + bars, -1)
+
+
+@pytest.mark.parametrize("identity", [0.0, 0.7])
+def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path, identity: float) -> None:
     """Written out again: one sequence a summary, the mask by hand, the advantage as a difference of means."""
-    trainer = shaken(opened(folder))
+    trainer = shaken(opened(folder, "simultaneous", ("[joint]", f"[joint]\nidentity = {identity}\nalike = 2")))
     groups = trainer.draw(trainer.make(0))
+    assert {len(g.person.alike) for g in groups} == {2 if identity else 0}
     line = trainer.move_infer(groups)
     got = gradients(trainer, "infer")
     assert all(p.grad is None for p in trainer.roles.parameters("generate"))
     trainer.optimizer.zero_grad()
-    total, kls = torch.zeros(()), []
+    total, kls, told = torch.zeros(()), [], []
     for g in groups:
         t = g.person.targets[0]
+        others = [trainer.reader.prompt(signals) for signals in g.person.alike]
         worth = []
         for z, d in zip(g.texts, g.draws, strict=True):
             m = float(ratio(trainer, "generate", z, t).detach() - ratio(trainer, "reference", "", t).detach())
             cost = 0.05 * max(0, len(d.ids) - 4) + 2.0 * (not d.finished) + 2.0 * leaks(z, g.person.signals)
-            worth.append(-np.log1p(np.exp(-0.5 * m)) / 0.5 - cost)
+            after = [behind(trainer, "infer", p, d)[range(len(d.ids)), d.ids] for p in (g.prompt, *others)]
+            own, *theirs = [float(logprobs.sum().detach()) for logprobs in after]
+            told.append(max(0.0, own - np.log(np.mean(np.exp(theirs)))) if others else 0.0)
+            worth.append(-np.log1p(np.exp(-0.5 * m)) / 0.5 - cost - identity * told[-1])
         for k, d in enumerate(g.draws):
-            bars = torch.full((len(d.ids), trainer.roles.model.config.vocab_size), -torch.inf)  # type: ignore[attr-defined]
-            for i, allowed in enumerate(d.allowed):
-                bars[i, allowed] = 0.0
-            now = torch.log_softmax(plain(trainer, "infer", list(g.prompt), list(d.ids)) + bars, -1)
+            now = behind(trainer, "infer", g.prompt, d)
             with torch.no_grad():
-                was = torch.log_softmax(plain(trainer, "start", list(g.prompt), list(d.ids)) + bars, -1)
+                was = behind(trainer, "start", g.prompt, d)
             kl = sum((now[i, a].exp() * (now[i, a] - was[i, a])).sum() for i, a in enumerate(d.allowed))
             advantage = worth[k] - np.mean([w for i, w in enumerate(worth) if i != k])
             total = total + (0.5 * kl - advantage * now[range(len(d.ids)), d.ids].sum()) / (3 * len(groups))
             kls.append(float(torch.as_tensor(kl).detach()))
     total.backward()
     assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-3) and line["kl"] > 1e-4
+    assert line.get("identity", 0.0) == pytest.approx(np.mean(told), rel=1e-3)
+    assert bool(identity) == (np.mean(told) > 1e-3) and (not identity or "identity" in line)
     for a, b in zip(got, gradients(trainer, "infer"), strict=True):
         assert b.abs().max() > 0 and (a - b).abs().max() < 5e-3 * b.abs().max()
 
@@ -242,6 +256,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     assert done.returncode == 0, done.stderr
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
+    for line in (one[0], two[0]):  # before θ moves all its margins are 0, so that rounding gives them their signs
+        for share in ("accuracy", "dpo_accuracy"):
+            assert 0 <= line.pop(share, 0.5) <= 1
     for a, b in zip(one, two, strict=True):
         assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
     a, b = (train.read_checkpoint(tmp_path / f / train.CHECKPOINT)["adapters"] for f in ("one", "two"))

@@ -134,7 +134,7 @@ def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict
     return made | {"table": str(table), "report": str(next(p for p in written if p.suffix == ".html"))}
 
 
-TOLD = ("loss", "reward", "accuracy", "kl", "length", "leak", "contrast")
+TOLD = ("loss", "reward", "accuracy", "kl", "length", "leak", "identity", "contrast")
 """The figures of a step that its progress shows."""
 
 

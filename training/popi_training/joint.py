@@ -38,6 +38,7 @@ from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
 from popi_training import base, filed, folder, objective, shards, targets, warm
 from popi_training.dense import DEPTH, Dense
+from popi_training.identity import identity
 from popi_training.loss import learnt, pair_logprobs, scored
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
@@ -69,6 +70,8 @@ class Group:
     texts: list[str]
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     """The advantage of each, once scored."""
+    identity: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """What each says of whose it is (``identity``), where that costs anything."""
 
 
 class Joint(Trainer):
@@ -249,20 +252,32 @@ class Joint(Trainer):
         )  # fmt: skip
         earned = objective.reward(found, j.beta)
         right = objective.wins(found).mean(1)
-        return {"reward": earned, "accuracy": right, "leak": leak, "worth": earned - cost}
+        own = group.identity.to(earned)
+        return {"reward": earned, "accuracy": right, "leak": leak, "worth": earned - cost - j.identity * own}
 
     # moving -------------------------------------------------------------------------------------------------
     def move_infer(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of φ, ``at_once`` people at a time, and the figures of its step."""
         if self.schedule() == "sft":
             return self._imitate(groups)
+        told = self._identities(groups) if self.recipe.joint.identity else {}
         earned = self.rewards(groups)
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
         some = [groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)]
         apart = [self._policy(each, len(groups) * self.team.size) for each in some]
         means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
-        return {"loss": -self.recipe.joint.beta * means["reward"], **means, "kl": sum(apart) / len(groups)}
+        return {"loss": -self.recipe.joint.beta * means["reward"], **means, **told, "kl": sum(apart) / len(groups)}
+
+    def _identities(self, groups: Sequence[Group]) -> dict[str, float]:
+        """What every summary says of whose it is, ``at_once`` people at a time; the mean (nats)."""
+        for some in (groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)):
+            behind = [[self.reader.prompt(s) for s in g.person.alike] or [g.prompt] for g in some]  # their own: 0
+            with self.roles.playing("infer") as model:
+                found = identity(model, [g.draws for g in some], behind, self.recipe.joint.temperature)
+            for group, each in zip(some, found, strict=True):
+                group.identity = each
+        return {"identity": float(torch.cat([g.identity for g in groups]).mean())}
 
     def _policy(self, groups: Sequence[Group], people: int) -> float:
         """Backward of these groups' share of the policy loss and the KL; the sum of their mean KL a summary (nats)."""

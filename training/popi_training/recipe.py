@@ -115,7 +115,8 @@ class Joint:
     own likelihood, a token, beside DPO. ``kl``: weight of the KL to the start;
     ``ratio``: PPO's clip. ``empty``: share of summaries that θ learns without. ``budget``: tokens of a summary that
     cost nothing; ``length``: nats a token more; ``truncation``: nats for one without an end; ``leak``: nats for a
-    summary whose words all stand in verbatim runs.
+    summary whose words all stand in verbatim runs; ``identity``: nats for each by which it is likelier behind its own
+    person's signals than behind those of ``alike`` others who want the same.
     ``mask``: summaries are drawn under the closed vocabulary; ``rollout``: by ``transformers`` or by ``vllm``
     (``popi_training.vllm_rollout``). ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
@@ -140,6 +141,8 @@ class Joint:
     length: float = 0.05
     truncation: float = 2.0
     leak: float = 2.0
+    identity: float = 0.0
+    alike: int = 2
     mask: bool = True
     rollout: str = "transformers"
     shuffled_rewards: bool = False
@@ -261,7 +264,8 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("joint.temperature", j.temperature, 0.05, 10), ("joint.kl", j.kl, 0, 100),
         ("joint.ratio", j.ratio, 1e-3, 10), ("joint.empty", j.empty, 0, 1), ("joint.budget", j.budget, 1, 4096),
         ("joint.length", j.length, 0, 100), ("joint.truncation", j.truncation, 0, 1000),
-        ("joint.leak", j.leak, 0, 1000), ("joint.lr_generate", j.lr_generate, 1e-9, 1),
+        ("joint.leak", j.leak, 0, 1000), ("joint.identity", j.identity, 0, 1000), ("joint.alike", j.alike, 1, 64),
+        ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
         ("joint.warm_generate", j.warm_generate, 0, j.warm), ("joint.smoothing", j.smoothing, 0, 0.49),
         ("joint.dense", j.dense, 0, 1000), ("joint.told", j.told, 0, 1),
@@ -302,6 +306,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
+    if j.identity and (r.data.file or r.data.world):
+        raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus")
     if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
         raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
     if r.train.optimizer not in OPTIMIZERS:

@@ -63,6 +63,8 @@ KNOWN = (
     Group("Summary length", ("length", "dev_tokens"), "Tokens of a summary, on average."),
     Group("Truncated", ("truncated",), "The share of sampled summaries that were cut off at the limit."),
     Group("Leak", ("leak",), "The share of a sampled summary’s words that stand in the signals word for word."),
+    Group("Identity", ("identity",), "How much likelier a sampled summary is behind its own person’s signals than "
+          "behind those of others who want the same, in nats."),
     Group("Distinct summaries", ("distinct", "dev_distinct"), "The share of summaries that differ."),
     Group("Gradient norm", ("grad_norm", "grad_norm_infer", "grad_norm_generate"), "Before it is clipped."),
     Group("Learning rate", ("lr",), "As the schedule sets it."),

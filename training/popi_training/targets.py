@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+from popi_edge.signals import Signal
 from popi_training import warm
 from popi_training.people import Person, Target
 from popi_training.recipe import Recipe
-from popi_training.users import Material, User
+from popi_training.users import Material, User, draw
 
 
 def batch(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) -> list[Person]:
@@ -21,8 +23,15 @@ def batch(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) -> lis
     people = []
     for user in warm.users_of(recipe, data, step):
         oracle = reader.say(user.wants, data.train, random.Random(f"say:{user.id}"), data.weights)
-        people.append(_person(user, data.train, count, recipe.seed, oracle))
+        person = _person(user, data.train, count, recipe.seed, oracle)
+        people.append(replace(person, alike=_alike(recipe, data, user)) if j.identity else person)
     return people
+
+
+def _alike(recipe: Recipe, data: warm.Set, user: User) -> tuple[tuple[Signal, ...], ...]:
+    """The signals of ``joint.alike`` others who want the same; nobody's, of somebody who wants nothing."""
+    names = [f"{user.id}:alike:{k}" for k in range(recipe.joint.alike if user.wants else 0)]
+    return tuple(draw(name, data.train, recipe.users, wants=user.wants).signals for name in names)
 
 
 def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
