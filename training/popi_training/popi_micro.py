@@ -40,7 +40,7 @@ VOCABULARY = 1_000
 
 def phrases() -> list[str]:
     """What the prompt contract and the world always say in the same words: a token each, so that a prompt is half as
-    long. None ends as another begins, so that a text has but one reading."""
+    long. Where one ends as another begins no text of the world joins the two, so that it has but one reading."""
     spec = prompts.spec()
     fixed = [spec["infer_system"], spec["infer_user"], spec["bare_system"], *(spec["signals"][k] for k in world.SHARES)]
     quoted = re.sub(r"{(?!score|signals|previous)(?=\w)", lambda m: spec["quote"] + m.group(), "\0".join(fixed))
