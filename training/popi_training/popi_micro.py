@@ -3,9 +3,10 @@
 Both learn the world's words from scratch. Their reference is what they are at the end of the warm start, in which the
 inference model imitates what somebody would say who only counts (``world.counted``): all of it is there to be read in
 the signals, but it is not the summary that helps the generator most. That one has to be found by the joint objective.
-The generator learns under the truth, which it can learn to follow in a few hundred steps (under what is counted, right
-three times in four, it takes five times as many), with DPO's labels smoothed: otherwise it is so sure of itself that a
-summary which is half right costs more than one that says nothing, and the inference model learns to say nothing.
+While it does so its states are held to what the signals say in numbers, the exact posterior means (``dense``). The
+generator learns under the truth, which it can learn to follow in a few hundred steps, and by and by half under what is
+counted, with DPO's labels smoothed: otherwise it is so sure of itself that a summary which is half right costs more
+than one that says nothing, and the inference model learns to say nothing.
 """
 
 from __future__ import annotations
