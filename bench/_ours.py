@@ -33,9 +33,9 @@ class Timed(Joint):
         self.had["summary"] = [len(d.ids) for g in groups for d in g.draws]
         return groups
 
-    def reward(self, group: Group) -> dict[str, Tensor]:
+    def rewards(self, groups: Sequence[Group]) -> list[dict[str, Tensor]]:
         with self.clock.part("reward"):
-            return super().reward(group)
+            return super().rewards(groups)
 
     def move_infer(self, groups: Sequence[Group]) -> dict[str, Any]:
         with self.clock.part("phi"):

@@ -261,7 +261,7 @@ def test_targets_go_to_the_higher_utility_and_the_oracle_knows_all_of_them() -> 
 
 
 def test_no_marker_and_no_frame_tells_who_wins() -> None:
-    """Of 48 markers and of frames, how often the one reply that has it is the chosen one: half, within its error."""
+    """Of 36 markers and of frames, how often the one reply that has it is the chosen one: half, within its error."""
     won: defaultdict[str, list[int]] = defaultdict(list)
     for person, _ in many():
         for t in person.targets:
@@ -280,7 +280,7 @@ def combinations(theta: tuple[int, ...]) -> set[tuple[str, str]]:
 
 def test_what_is_held_out_is_never_trained_on() -> None:
     data, apart = world.WORLD, {tuple(p) for p in world.WORLD["apart"]}
-    assert len(apart) / math.comb(8, 2) == pytest.approx(0.2, abs=0.02)
+    assert len(apart) / math.comb(6, 2) == pytest.approx(0.2, abs=0.02)
     for part in PARTS:
         key = "heldout_" if part == "phrasings" else ""
         frames = [f for k in ("2", "3") for f in data[key + "frames"][k]]
@@ -339,15 +339,15 @@ def test_signals_are_drawn_as_often_and_as_noisily_as_it_says() -> None:
         if u:
             assert np.mean(won) == pytest.approx(same_way(u), abs=1.8 / math.sqrt(len(won)))
     assert np.mean(ties) == pytest.approx(0, abs=0.015)
-    assert np.mean(slips) == pytest.approx(world.SLIP * (1 - 2 / 16), abs=0.02)  # one to three of 16 are wanted
+    assert np.mean(slips) == pytest.approx(world.SLIP * (1 - 2 / 12), abs=0.02)  # one to three of 12 are wanted
 
 
 def test_users_are_drawn_by_the_prior_of_their_part() -> None:
     for part in PARTS:
         prior = zip(world.bayes().types.tolist(), world.bayes().prior(part).tolist(), strict=True)
         drawn = [t for _, t in many()] if part == "dev" else [world.draw(str(i), part, 0)[1] for i in range(400)]
-        expected = np.sum([p * np.eye(4)[8 - t.count(0)] for t, p in prior], axis=0)  # of one, two and three wants
-        share = np.mean([np.eye(4)[8 - t.count(0)] for t in drawn], axis=0)
+        expected = np.sum([p * np.eye(4)[6 - t.count(0)] for t, p in prior], axis=0)  # of one, two and three wants
+        share = np.mean([np.eye(4)[6 - t.count(0)] for t in drawn], axis=0)
         assert share == pytest.approx(expected, abs=2 / math.sqrt(len(drawn)))
 
 
@@ -358,8 +358,8 @@ def test_summaries_are_read_as_they_are_said_and_are_of_the_lexicon() -> None:
             assert world.read(text) == wants and lexicon.accepts(text)
     assert world.say([Want("tone", "warm"), Want("size", "brief")]) == "Wants warm and brief replies."
     assert world.say(()) == prompts.spec()["silence"]
-    said = world.read("Likes friendly, long, short and calm talk; warm.")
-    assert said == (Want("tone", "warm"), Want("mood", "calm"))
+    said = world.read("Likes friendly, long, short and loose talk; warm.")
+    assert said == (Want("tone", "warm"), Want("structure", "loose"))
 
 
 class Words:
@@ -405,7 +405,7 @@ def test_what_is_not_of_the_world_is_refused() -> None:
     with pytest.raises(ConfigError, match="part"):
         bayes.posterior([good], "test")
     with pytest.raises(ConfigError, match="attributes"):
-        world.Bayes(3).posterior([Rating("Help me with tea.", "so wow we quickly", 0.9)])
+        world.Bayes(3).posterior([Rating("Help me with tea.", "so haha we quickly", 0.9)])
 
 
 def test_the_opposite_person_is_the_mirror_of_everything() -> None:

@@ -37,8 +37,9 @@ from popi_edge.models.bases import file_sha256, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
 from popi_training import base, filed, folder, objective, shards, targets, warm
+from popi_training.dense import DEPTH, Dense
 from popi_training.identity import identity
-from popi_training.loss import pair_logprobs, scored, supervised
+from popi_training.loss import learnt, pair_logprobs, scored
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
@@ -93,8 +94,13 @@ class Joint(Trainer):
         self.couples: list[list[Person]] = []
         self._references: dict[Target, float] = {}
         self.at_once = 1 if device == "cpu" else AT_ONCE
-        self.chunk = TOGETHER * self.at_once
         self.rollouts: Rollouts = TransformersRollouts(self.team.most)
+        self.dense: Dense | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Contexts that are asked in one call of a model."""
+        return TOGETHER * self.at_once
 
     def maker(self) -> Callable[[int], list[Person]]:
         return self.make
@@ -175,10 +181,12 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        """What φ is to imitate, and the truth, which θ learns under."""
+        """What φ is to imitate, and what θ learns under: the truth, or by and by now and then the same."""
         ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
+        j, dice = self.recipe.joint, random.Random(f"told:{self.recipe.seed}:{self.step}:{person.id}")
+        told = person.told and dice.random() < j.told * min(1.0, self.step / max(1, j.warm))
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.told if told else person.oracle])
 
     # scoring ------------------------------------------------------------------------------------------------
     def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:
@@ -221,11 +229,21 @@ class Joint(Trainer):
         return self.ratios("generate", asked) - self.references([t for _, t in asked])
 
     @torch.no_grad()
-    def reward(self, group: Group) -> dict[str, Tensor]:
-        """What a group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the reward
-        less the costs."""
-        j, pairs = self.recipe.joint, group.person.targets[: self.recipe.joint.pairs]
-        found = self.margins([(z, t) for z in group.texts for t in pairs]).view(len(group.texts), len(pairs))
+    def rewards(self, groups: Sequence[Group]) -> list[dict[str, Tensor]]:
+        """What each group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the
+        reward less the costs. What several summaries of a person say alike is scored once."""
+        pairs = [group.person.targets[: self.recipe.joint.pairs] for group in groups]
+        asked = [[(z, t) for z in g.texts for t in some] for g, some in zip(groups, pairs, strict=True)]
+        once = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
+        at, found = {a: i for i, a in enumerate(once)}, self.margins(once)
+        return [
+            self._earned(g, found[[at[a] for a in some]].view(len(g.texts), -1))
+            for g, some in zip(groups, asked, strict=True)
+        ]
+
+    def _earned(self, group: Group, found: Tensor) -> dict[str, Tensor]:
+        """The same of one group, from its margins [G, K]."""
+        j = self.recipe.joint
         leak = found.new_tensor([leaks(z, group.person.signals) for z in group.texts])
         cost = objective.costs(
             torch.tensor([len(d.ids) for d in group.draws], device=found.device),
@@ -243,7 +261,7 @@ class Joint(Trainer):
         if self.schedule() == "sft":
             return self._imitate(groups)
         told = self._identities(groups) if self.recipe.joint.identity else {}
-        earned = [self.reward(group) for group in groups]
+        earned = self.rewards(groups)
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
         some = [groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)]
@@ -284,18 +302,27 @@ class Joint(Trainer):
         """Gradients of φ towards what was told."""
         total = 0.0
         alike = itertools.groupby(groups, key=lambda g: g.person.signals[:1])  # they go into one sequence
-        families = [[d.sample(g.prompt) for g in some for d in g.draws] for _, some in alike]
-        packs = sorted(map(pack, families), key=lambda p: len(p.ids))
-        while packs:
-            some = [packs.pop()]
-            while packs and (len(some) + 1) * len(some[0].ids) <= TOKENS:
-                some.append(packs.pop())
+        families = [list(some) for _, some in alike]
+        packed = [pack([d.sample(g.prompt) for g in some for d in g.draws]) for some in families]
+        known = [max((g.person.known for g in some), key=len) for some in families]
+        rest = sorted(zip(packed, known, strict=True), key=lambda both: len(both[0].ids))
+        apart, dense = 0.0, self.dense
+        while rest:
+            some = [rest.pop()]
+            while rest and (len(some) + 1) * len(some[0][0].ids) <= TOKENS:
+                some.append(rest.pop())
+            packs = [p for p, _ in some]
             with self.roles.playing("infer") as model:
-                found = zip(some, supervised(model, some), strict=True)
-                loss = torch.stack([each * len(p.sizes) for p, (each, _) in found]).sum() / len(groups)
-                (loss / self.team.size).backward()  # type: ignore[no-untyped-call]
+                found = scored(model, packs, DEPTH if dense else None)
+                each = zip(packs, learnt(found, packs), strict=True)
+                loss = torch.stack([mean * len(p.sizes) for p, (mean, _) in each]).sum() / len(groups)
+                more = loss.new_zeros(())
+                if dense and found.states is not None:
+                    more = dense.loss(found.states, packs, [k for _, k in some]) * len(packs) / len(families)
+                    apart += float(more.detach())
+                ((loss + (dense.weight if dense else 0.0) * more) / self.team.size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        return {"loss": total}
+        return {"loss": total} | ({"dense": apart} if dense else {})
 
     def move_generate(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Gradients of θ: DPO under the groups' summaries, some of them left empty, and the anchor; chunk by chunk."""

@@ -24,6 +24,8 @@ class Scored:
     row: torch.Tensor
     masks: torch.Tensor
     tokens: list[int]
+    states: torch.Tensor | None = None
+    """The states [packs, tokens, hidden] of the depth that was asked for."""
 
     def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
         """log p [tokens] over what was allowed, at a temperature."""
@@ -32,9 +34,9 @@ class Scored:
         return chosen - logits[self.back].masked_fill(~self.masks[self.row], -torch.inf).logsumexp(1)
 
 
-def scored(model: Any, packs: Sequence[Packed]) -> Scored:
+def scored(model: Any, packs: Sequence[Packed], depth: int | None = None) -> Scored:
     """Run packed sequences through the model together, the shorter ones padded; on another device than the processor
-    up to the last layer in bfloat16."""
+    up to the last layer in bfloat16. ``depth``: which states to keep, from the embeddings (0) to the last layer's."""
     device, longest = next(model.parameters()).device, max(len(p.ids) for p in packs)
     ids = torch.zeros((len(packs), longest), dtype=torch.long)
     positions = torch.zeros_like(ids)
@@ -45,20 +47,21 @@ def scored(model: Any, packs: Sequence[Packed]) -> Scored:
         sees[i, :n, :n] = torch.from_numpy(p.mask)
     masks = attention(model, sees, positions, positions)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-        last = model(
+        hidden = model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
             attention_mask=masks,
             logits_to_keep=1,
             output_hidden_states=True,
             use_cache=False,
-        ).hidden_states[-1]
+        ).hidden_states
     at = np.concatenate([i * longest + p.at for i, p in enumerate(packs)])
     nodes, back = (torch.from_numpy(a).to(device) for a in np.unique(at, return_inverse=True))
-    logits = model.get_output_embeddings()(last.flatten(0, 1)[nodes].float())
+    logits = model.get_output_embeddings()(hidden[-1].flatten(0, 1)[nodes].float())
     label = torch.from_numpy(np.concatenate([p.label for p in packs])).to(device)
     row, sets = _allowed([a for p in packs for a in p.allowed], logits.shape[1])
-    return Scored(logits, back, label, row.to(device), sets.to(device), [sum(p.sizes) for p in packs])
+    kept = None if depth is None else hidden[depth].float()
+    return Scored(logits, back, label, row.to(device), sets.to(device), [sum(p.sizes) for p in packs], kept)
 
 
 def attention(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
@@ -124,8 +127,13 @@ def contrast(means: Sequence[torch.Tensor], of: Sequence[Sequence[int]], scale: 
 def supervised(model: Any, packs: Sequence[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each packed sequence (loss, mean log p a token of each completion): the means averaged by the samples'
     weights."""
+    return learnt(scored(model, packs), packs)
+
+
+def learnt(found: Scored, packs: Sequence[Packed]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """``supervised`` of what was run through the model."""
     sizes = [n for p in packs for n in p.sizes]
-    flat = torch.cat(token_logprobs(model, packs))
+    flat = found.logprobs()
     whose = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(flat.device)
     lengths = torch.tensor(sizes, device=flat.device)
     means = flat.new_zeros(len(sizes)).index_add(0, whose, flat) / lengths

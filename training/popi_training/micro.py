@@ -13,7 +13,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ def person(name: str) -> Person:
     return Person(words, tuple(signals), f"Prefers {' and '.join(words)} replies.")
 
 
-def vocabulary(texts: Iterable[str], size: int) -> tuple[list[str], list[str], list[int]]:
-    """Tokens, merges and token types of a byte-level BPE trained on some texts."""
+def vocabulary(
+    texts: Iterable[str], size: int, phrases: Sequence[str] = ()
+) -> tuple[list[str], list[str], list[int]]:
+    """Tokens, merges and token types of a byte-level BPE trained on some texts; each of ``phrases`` one token more."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -78,7 +80,8 @@ def vocabulary(texts: Iterable[str], size: int) -> tuple[list[str], list[str], l
     model = json.loads(tokenizer.to_str())["model"]
     tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda kv: kv[1])]
     merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
-    return tokens, merges, [3 if t in special else 1 for t in tokens]
+    types = [3 if t in special else 1 for t in tokens]
+    return [*tokens, *phrases], merges, types + [4] * len(phrases)
 
 
 def world_texts() -> list[str]:

@@ -81,7 +81,8 @@ class Schedule:
     the best followed, are taught (0: all). ``contrast``: weight of telling a
     user's summary from what the others of the batch make of it, at ``scale`` (``loss.contrast``); ``mirrored``: the
     share of couples who are opposite in everything, with the same signals the other way round. ``patience``: stop
-    after so many looks at the development users without a lower loss (0: never).
+    after so many looks at the development users without a lower loss (0: never). ``optimizer``: ``adamw``, or, for
+    whole models, ``muon`` (``popi_training.optimizers``).
     """
 
     steps: int = 100
@@ -103,6 +104,7 @@ class Schedule:
     dev_every: int = 60
     dev_users: int = 24
     patience: int = 0
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ class Joint:
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
     what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many of them (0: in all);
-    ``smoothing``: DPO's label smoothing then."""
+    ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
+    (``popi_training.dense``); ``told``: the share of θ's summaries then that are what φ imitates and not the truth,
+    rising to this from none."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -147,6 +151,8 @@ class Joint:
     warm_generate: int = 0
     lr_warm: float = 1e-3
     smoothing: float = 0.0
+    dense: float = 0.0
+    told: float = 0.0
 
     @property
     def taught(self) -> int:
@@ -156,6 +162,7 @@ class Joint:
 
 SCHEDULES = ("sft", "frozen", "sequential", "alternating", "simultaneous")
 ROLLOUTS = ("transformers", "vllm")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -261,6 +268,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
         ("joint.warm_generate", j.warm_generate, 0, j.warm), ("joint.smoothing", j.smoothing, 0, 0.49),
+        ("joint.dense", j.dense, 0, 1000), ("joint.told", j.told, 0, 1),
         ("scratch.hidden", s.hidden, 0, 4096), ("scratch.layers", s.layers, 1, 64),
         ("scratch.heads", s.heads, 1, 64), ("scratch.kv_heads", s.kv_heads, 1, s.heads),
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
@@ -302,6 +310,14 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus")
     if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
         raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
+    if r.train.optimizer not in OPTIMIZERS:
+        raise ConfigError(
+            f"{where}: train.optimizer is {r.train.optimizer!r:.40}; it must be one of {', '.join(OPTIMIZERS)}"
+        )
+    if r.train.optimizer == "muon" and not (s.hidden or r.lora.full):
+        raise ConfigError(f"{where}: train.optimizer \"muon\" needs whole models (scratch or lora.full), no adapters")
+    if j.dense and not r.data.world:
+        raise ConfigError(f"{where}: joint.dense needs data.world, where it is known what the signals say")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
     if j.rollout not in ROLLOUTS:

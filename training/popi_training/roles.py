@@ -38,6 +38,9 @@ class Roles(Protocol):
     def parameters(self, role: str) -> list[Any]:
         """What is trained of a role."""
 
+    def matrices(self, role: str) -> list[Any]:
+        """The matrices of the layers among them, where a role is a whole model; else none."""
+
     def state(self) -> States:
         """Role → its arrays; also of the frozen roles, where no file holds them."""
 
@@ -63,6 +66,9 @@ class One:
 
     def parameters(self, role: str) -> list[Any]:
         return list(base.lora_parameters(self.model).values())
+
+    def matrices(self, role: str) -> list[Any]:
+        return []
 
     def state(self) -> States:
         return {"infer": base.lora_state(self.model)}
@@ -124,6 +130,9 @@ class Adapters:
     def parameters(self, role: str) -> list[Any]:
         return list(base.lora_parameters(self.model, role).values())
 
+    def matrices(self, role: str) -> list[Any]:
+        return []
+
     def state(self) -> States:
         return {role: base.lora_state(self.model, role) for role in TRAINED}
 
@@ -155,6 +164,10 @@ class Models:
 
     def parameters(self, role: str) -> list[Any]:
         return list(self.models[role].parameters())
+
+    def matrices(self, role: str) -> list[Any]:
+        named = self.models[role].named_parameters()
+        return [p for name, p in named if p.ndim == 2 and ".layers." in name]
 
     def state(self) -> States:
         return {role: {n: shards.array(p) for n, p in model.named_parameters()} for role, model in self.models.items()}

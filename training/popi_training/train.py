@@ -33,7 +33,7 @@ from popi_edge.engines.adapter import Adapter
 from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
 from popi_edge.files import whole_file
 from popi_edge.vocabulary import Lexicon
-from popi_training import checkpoint_check, shards, warm
+from popi_training import checkpoint_check, optimizers, shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
 from popi_training.runfolder import BEST, BOARD, CHECKPOINT, LOCK, METRICS, RECIPE, RUN, read_metrics, read_run
@@ -55,8 +55,7 @@ class Trainer(ABC):
         self.team = Team(device)
         if self.team.sharding:
             roles.share_out(self.team.sharding)
-        groups = [{"params": roles.parameters(r), "base_lr": lr, "role": r} for r, lr in rates.items()]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, weight_decay=0.0)
+        self.optimizer = optimizers.made(recipe.train.optimizer, roles, dict(rates), recipe.train.lr)
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
         """The lowest loss on the development users, and the step it was seen at."""

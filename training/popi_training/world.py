@@ -1,9 +1,9 @@
 """The controlled world of popi-micro: users whose taste is known, and the exact Bayes predictor of what they choose.
 
-Replies show poles of eight attributes by marker words. A user's type θ gives each attribute a pole and a weight: one to
+Replies show poles of six attributes by marker words. A user's type θ gives each attribute a pole and a weight: one to
 three of them ±1 or ±2, the rest 0; how many is drawn evenly, then all types of so many are equally likely (and a part
 takes those that are its own, below).
-With s(reply) ∈ {−1, 0, 1}⁸ what a reply shows, d = (s(first) − s(second))/2 and u = 2 θ·d:
+With s(reply) ∈ {−1, 0, 1}⁶ what a reply shows, d = (s(first) − s(second))/2 and u = 2 θ·d:
 
     pair        2 or 3 attributes (evenly, any set), any poles in the first reply; in the second each is opposite with
                 probability OPPOSITE, else the same. Judged always where u ≠ 0, else with probability BOTHERS, or
@@ -11,13 +11,13 @@ With s(reply) ∈ {−1, 0, 1}⁸ what a reply shows, d = (s(first) − s(second
     comparison  P(first is chosen|pair, θ) = σ(SHARPNESS · u)
     rating      one reply, any 2 or 3 attributes and poles: judged and scored high (0.9, not 0.2) as if compared with
                 a reply that is opposite in all of them, d = s(reply)
-    statement   names one pole: a wanted one by its weight, or (SLIP) any of the 16: (1 − SLIP) |θ_a|/|θ|₁ + SLIP/16
+    statement   names one pole: a wanted one by its weight, or (SLIP) any of the 12: (1 − SLIP) |θ_a|/|θ|₁ + SLIP/12
     target      a pair with u ≠ 0 (ties are none): P(pair|θ) = q(pair) [u ≠ 0]/Σ q [u ≠ 0]. Its chosen reply is that of
                 the higher utility, without noise, so that who knows θ scores 1; accuracy counts ties of a rule ½
 
 Kinds are drawn by SHARES. Prompts, frames, markers of a pole, order and length say nothing of θ.
 
-Fixed before any training: who trains (part ``train``) never wants two attributes of a pair in ``apart`` (6 of 28) and
+Fixed before any training: who trains (part ``train``) never wants two attributes of a pair in ``apart`` (3 of 15) and
 never sees the topics, frames and statements called held out nor, under prompt template j, marker (2a + j) mod 3 of
 either pole of attribute a. ``dev`` (to look at while developing) and ``users`` are other users, ``combinations`` are
 users who want such a pair, ``phrasings`` users whose signals and targets are made of the held-out wording alone. What
@@ -142,7 +142,7 @@ def read(summary: str) -> tuple[Want, ...]:
 
 
 class Bayes:
-    """Exact inference over all T types by enumeration; below 8 ``attributes`` (at least 3) a smaller world, for tests.
+    """Exact inference over all T types by enumeration; below 6 ``attributes`` (at least 3) a smaller world, for tests.
 
     ``types`` [T, A]; ``views`` [V, A]: every d that a pair can show.
     """
@@ -185,6 +185,12 @@ class Bayes:
         log = self._loglik[sorted(map(self._seen, signals))].sum(0)
         p = self.prior(part) * np.exp(log - log.max())
         return np.asarray(p / p.sum(), np.float64)
+
+    def means(self, signals: Sequence[Signal], part: str = "train") -> Values:
+        """E[θ | the first k signals] for k = 1 to all of them, [signals, A]. Raises ConfigError as ``posterior``."""
+        log = self._loglik[[self._seen(s) for s in signals]].cumsum(0)
+        p = self.prior(part) * np.exp(log - log.max(1, keepdims=True))
+        return np.asarray(p @ self.types / p.sum(1, keepdims=True), np.float64)
 
     def _seen(self, signal: Signal) -> int:
         match signal:
@@ -399,8 +405,8 @@ def vocabulary_texts() -> list[str]:
         *(f.format(*(next(marker) for _ in range(3))) for some in frames * 3 for k in some for f in some[k]),
         *(s.format(word) for some in statements for s in some for word in SAID),
         *(s.format(word) for s in WORLD["summaries"] for word in SAID),
-        say(wants_of((1, -1, 2, 0, 0, 0, 0, 0))),
+        say(wants_of((1, -1, 2, *[0] * (len(ATTRIBUTES) - 3)))),
     ]
     contract = {k: v for k, v in prompts.spec().items() if k not in ("version", "limits", "evidence")}
-    rated = ["system user assistant", "reply 2 out of 10", "reply 9 out of 10"]
+    rated = ["system", "user", "assistant", "reply 2 out of 10", "reply 9 out of 10"]
     return [*strings(contract), *rated, *texts, *map(prompts.quote, texts)]

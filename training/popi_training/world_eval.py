@@ -73,8 +73,10 @@ def written(trainer: Joint, people: Sequence[Person], role: str) -> list[str]:
 def margins(trainer: Joint, people: Sequence[Person], texts: Sequence[str], role: str = "generate") -> np.ndarray:
     """m of everybody's targets under a summary each, [people × targets], by ``generate`` or ``reference``."""
     asked = [(z, t) for p, z in zip(people, texts, strict=True) for t in p.targets]
-    found = trainer.ratios(role, asked) - trainer.references([t for _, t in asked])
-    return np.asarray(found.tolist(), np.float64)
+    once = list(dict.fromkeys(asked))
+    found = trainer.ratios(role, once) - trainer.references([t for _, t in once])
+    value = dict(zip(once, found.tolist(), strict=True))
+    return np.array([value[a] for a in asked], np.float64)
 
 
 def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: int | None = None) -> dict[str, Any]:
