@@ -184,7 +184,9 @@ class Run:
         around = {f"environ: {k}": v.encode() for k, v in environ.items()}
         row = self.judged(before, had, {"stdout": out, "stderr": err, **around})
         row |= {"canaries": len(carried), "stored": self.stored(carried)}
-        return row | {"status": told["status"], "codes": told["codes"]}
+        torn = [words[0] == "import" for words in made]  # whose last line is wrong, which must be exit code 1
+        codes = [int(c != 1) if must and c is not None else c for c, must in zip(told["codes"], torn, strict=False)]
+        return row | {"status": told["status"], "codes": codes}
 
     def stored(self, carried: dict[str, str]) -> int:
         """How many of a person's canaries stand in the database: what could have left."""

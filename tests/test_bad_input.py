@@ -205,4 +205,5 @@ def test_one_bad_line_of_many_is_named_and_all_others_are_kept(run: Run, tmp_pat
         told = json.loads(done.stdout)
         assert (told["added"], told["duplicates"], told["error_count"]) == (added, 11_999 - added, 1)
         assert [e["line"] for e in told["errors"]] == [7_778]
-        refused(done, "many.jsonl, line 7778: not JSON", code=0)
+        refused(done, "popi: many.jsonl, line 7778: not JSON", "everything else is kept")
+        assert done.stderr.count("line 7778") == done.stderr.count("popi: ") == 1

@@ -280,8 +280,10 @@ def test_import_names_bad_lines_on_stderr_and_takes_the_good_ones(popi: Any, tmp
     file = tmp_path / "x.jsonl"
     file.write_text('{"kind": "statement", "text": "tea"}\n{"kind": "statement", "text": 3}\n' + "oops\n" * 30)
     result = popi("import", str(file), "--json")
-    assert result.json["added"] == 1 and result.json["error_count"] == 31 and len(result.json["errors"]) == 20
-    first = result.json["errors"][0]
+    told = json.loads(result.out)
+    assert result.code == 1 and "popi: x.jsonl: 31 lines are wrong (left out; everything else is kept)" in result.err
+    assert told["added"] == 1 and told["error_count"] == 31 and len(told["errors"]) == 20
+    first = told["errors"][0]
     assert (first["line"], first["field"]) == (2, "text")
     assert "x.jsonl, line 2: text must be text" in result.err and "11 more" in result.err
     assert "1 added" in popi("import", str(file), "--user", "ann").out

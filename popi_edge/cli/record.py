@@ -117,7 +117,7 @@ def import_(app: App, file: Path, format_: str, user: str | None) -> None:
     """Keep the signals of a FILE that another program wrote.
 
     jsonl has one signal a line, as ``popi signals export`` writes them. Lines that are wrong are named and
-    left out. Importing a file twice adds nothing.
+    left out, all others are kept, and the exit code is 1. Importing a file twice adds nothing.
     """
     from popi_edge.importers import import_file
 
@@ -127,8 +127,10 @@ def import_(app: App, file: Path, format_: str, user: str | None) -> None:
         raise SignalError(f"cannot read {str(file)!r}: {getattr(e, 'strerror', None) or e}") from None
     with app.store() as store, progress(size, f"importing {file.name}") as bar:
         report = import_file(store, file, format_, user=user, seen=bar.update)
-    for error in report.errors:
-        app.note(f"{file.name}, line {error.line}: {' '.join(error.error.split())}")
+    wrong = [f"{file.name}, line {error.line}: {' '.join(error.error.split())}" for error in report.errors]
+    alone = report.error_count == 1 and report.read > 0  # then the last line says it all
+    for line in [] if alone else wrong:
+        app.note(line)
     if report.error_count > len(report.errors):
         app.note(f"… and {report.error_count - len(report.errors):,} more errors")
     for reason, count in report.skipped.items():
@@ -147,6 +149,9 @@ def import_(app: App, file: Path, format_: str, user: str | None) -> None:
         "error_count": report.error_count,
     }
     app.emit(result, lambda: _summary(result))
+    if report.error_count:
+        what = wrong[0] if alone else f"{file.name}: {report.error_count:,} lines are wrong"
+        raise SignalError(f"{what} (left out; everything else is kept)")
 
 
 def _summary(result: dict[str, Any]) -> str:
