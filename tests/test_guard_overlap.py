@@ -14,7 +14,7 @@ from popi_edge.guard.finding import Clock
 from popi_edge.guard.folding import WORD, fold, normal
 from popi_edge.guard.folding import words as folded
 from popi_edge.guard.index import SignalIndex
-from popi_edge.guard.overlap import heaviest, overlaps, scattered, stretches, weigh
+from popi_edge.guard.overlap import Hits, heaviest, overlaps, scattered, stretches, weigh
 from popi_edge.vocabulary import Lexicon
 
 LEXICON = Lexicon.load()
@@ -190,10 +190,11 @@ def test_rows_copies_and_crowds_are_those_of_the_plain_definition(data: st.DataO
     limits = {"words": 2, "score": 6, "gap": 8, "telling": 2, "person": 3, "missing": 1, "before": 3}
     anywhere, copied = weigh(folded(" ".join(mine)), {**spec(), "overlap": limits})
     assert (anywhere, copied) == plain_weights(mine)
-    got = {s.signal_id for s in stretches(numbers, anywhere, copied, index, limits, LONG)}
+    hits = Hits.of(numbers, index)
+    got = {s.signal_id for s in stretches(numbers, anywhere, copied, index, hits, limits, LONG)}
     assert got == {str(i) for i, t in enumerate(texts) if plain_found(mine, t)}
     crowd = {"words": 2, "window": 3}
-    close = list(scattered(numbers, anywhere, index, crowd, LONG))
+    close = list(scattered(numbers, anywhere, index, hits, crowd, LONG))
     telling = {w for w in mine if w in ("tea", "cup", "garden")}
     by_hand = [
         str(i) for i, t in enumerate(texts)

@@ -47,7 +47,7 @@ def spelled(text: str, index: SignalIndex, lexicon: Lexicon, clock: Clock) -> li
     found = []
     for channel in channels(text):
         clock.check()
-        for i in range(len(channel.letters)):
+        for i in index.heads(channel.letters):
             for word, signal_id in index.rare(channel.letters, i):
                 places = channel.places[i : i + len(word)]
                 if word in lexicon or not _meant(channel, i, len(word)):

@@ -1,7 +1,7 @@
 """A person's signals as the guard looks at them: one long row of word numbers, built once and added to.
 
-A word's number stands for its normal form (``folding.normal``); 0 ends a text. Looking for shared words is a pass over
-that row in numpy: some 0.1 ms for the words of 300 signals. Nothing of it is written to disk.
+A word's number stands for its normal form (``folding.normal``); 0 ends a text. What a text shares with the signals is
+looked for at the places of its own words alone, in numpy. Nothing of it is written to disk.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class SignalIndex:
         self._ids: list[str] = []
         self._digits: dict[str, int] = {}
         self._array: NDArray[np.int32] | None = None
+        self._places: tuple[NDArray[np.int32], NDArray[np.intp]] | None = None
         self._marks: dict[str, NDArray[np.bool_]] = {}
+        self._large: NDArray[np.int32] | None = None
         for signal_id, text in texts:
             self.add(signal_id, text)
 
@@ -81,13 +83,41 @@ class SignalIndex:
             import numpy as np
 
             self._array = np.array(self._row, dtype=np.int32)
-            self._marks = {}
+            self._marks, self._large, self._places = {}, None, None
         return self._array
+
+    def places(self, numbers: Iterable[int]) -> NDArray[np.int32]:
+        """Every place of the row that holds one of these words, in order; shape [hits].
+
+        Each word's places are kept together, so that what a text lacks is not gone through: with 3,000 signals this
+        takes half of what a pass over the row takes.
+        """
+        import numpy as np
+
+        row = self.row
+        if self._places is None:
+            order = np.argsort(row, kind="stable").astype(np.int32)
+            self._places = order, np.searchsorted(row[order], np.arange(self.size + 1))
+        order, starts = self._places
+        found = [order[starts[n] : starts[n + 1]] for n in sorted(set(numbers)) if 0 < n < self.size]
+        places: NDArray[np.int32] = np.sort(np.concatenate([order[:0], *found]))
+        return places
 
     @property
     def small(self) -> NDArray[np.bool_]:
         """Which places of the row hold a function word that tells nothing; shape [n]."""
         return self._marked("small", small())
+
+    @property
+    def large(self) -> NDArray[np.int32]:
+        """How many of the places before each hold no small word (but an end of a text, say); shape [n + 1]."""
+        import numpy as np
+
+        small = self.small
+        if self._large is None:
+            self._large = np.zeros(len(small) + 1, dtype=np.int32)
+            np.cumsum(~small, out=self._large[1:])
+        return self._large
 
     @property
     def taste(self) -> NDArray[np.bool_]:
@@ -126,6 +156,11 @@ class SignalIndex:
         """The rare words (not in the lexicon, six letters and more) that begin at ``start``, and their signals."""
         some = self._numbers.rare.get(letters[start : start + HEAD], ())
         return [(word, self._ids[text]) for word, text in some if letters.startswith(word, start)]
+
+    def heads(self, letters: str) -> list[int]:
+        """The places in ``letters`` where a rare word may begin: looked through at once, since nearly none does."""
+        rare = self._numbers.rare
+        return [i for i in range(len(letters) - HEAD + 1) if letters[i : i + HEAD] in rare]
 
     def digits(self, digits: str) -> str | None:
         """The first signal with this number, however it is grouped there; from six digits on also with more before or

@@ -59,11 +59,12 @@ def overlaps(
     shared: list[Shared] = []
     for start, end in _windows(len(ours), int(spec["overlap"]["window"])):
         some, their = mine[start:end], anywhere[start:end]
-        found = [
-            *stretches(some, their, copied[start:end], index, spec["overlap"], clock),
-            *scattered(some, their, index, spec["scattered"], clock),
+        hits = Hits.of(some, index)
+        both = [
+            *stretches(some, their, copied[start:end], index, hits, spec["overlap"], clock),
+            *scattered(some, their, index, hits, spec["scattered"], clock),
         ]
-        shared += [Shared(tuple(start + p for p in f.places), f.score, f.signal_id) for f in found]
+        shared += [Shared(tuple(start + p for p in f.places), f.score, f.signal_id) for f in both]
     findings: list[Finding] = []
     taken: list[tuple[int, int]] = []
     for each in sorted(shared, key=lambda s: (-s.score, s.places)):
@@ -108,21 +109,53 @@ def _finding(text: str, ours: Sequence[Word], found: Shared) -> Finding:
     return Finding("overlap", a, b, text[a:b], found.signal_id, why)
 
 
-def _weighed(mine: Sequence[int], weights: Sequence[int], index: SignalIndex) -> NDArray[np.int8]:
-    """For every place of the index, the most that its word counts in the text, or 0 where the text lacks it."""
-    import numpy as np
+@dataclass(frozen=True)
+class Hits:
+    """The places of the index whose words the text has, in order, and the words' numbers; both of shape [hits]."""
 
-    table = np.zeros(index.size, dtype=np.int8)
-    for number, weight in zip(mine, weights, strict=True):
-        if number > 0:
-            table[number] = max(table[number], weight)
-    found: NDArray[np.int8] = table[index.row]
-    return found
+    places: NDArray[np.int32]
+    numbers: NDArray[np.int32]
+
+    @staticmethod
+    def of(mine: Sequence[int], index: SignalIndex) -> Hits:
+        """Looked up once: all that is done afterwards is done with these."""
+        places = index.places(mine)
+        return Hits(places, index.row.take(places))
+
+    def weighed(self, mine: Sequence[int], weights: Sequence[int], index: SignalIndex) -> NDArray[np.int64]:
+        """The most that the word at each place counts in the text; shape [hits]."""
+        import numpy as np
+
+        table = np.zeros(index.size, dtype=np.int64)
+        for number, weight in zip(mine, weights, strict=True):
+            if number > 0:
+                table[number] = max(table[number], weight)
+        weighed: NDArray[np.int64] = table.take(self.numbers)
+        return weighed
+
+    def rows(
+        self, counts: NDArray[np.int64], index: SignalIndex, least: int, score: int
+    ) -> Iterator[NDArray[np.int32]]:
+        """The places of every row of at least so many words and so much weight. A row goes on where nothing but small
+        words stands between two of its places."""
+        import numpy as np
+
+        if not len(self.places):
+            return
+        before, after = index.large.take(self.places[1:]), index.large.take(self.places[:-1] + 1)
+        begins = np.append(0, 1 + np.flatnonzero(before != after))
+        ends = np.append(begins[1:], len(self.places))
+        long = ends - begins >= least
+        begins, ends = begins[long], ends[long]
+        sums = np.append(0, np.cumsum(counts))
+        heavy = sums[ends] - sums[begins] >= score
+        for begin, end in zip(begins[heavy].tolist(), ends[heavy].tolist(), strict=True):
+            yield self.places[begin:end]
 
 
 def stretches(
     mine: Sequence[int], anywhere: Sequence[int], copied: Sequence[int], index: SignalIndex,
-    limits: Mapping[str, Any], clock: Clock,
+    hits: Hits, limits: Mapping[str, Any], clock: Clock,
 ) -> Iterator[Shared]:  # fmt: skip
     """The heavy runs of every row of a signal's words that are all the text's, small ones that it lacks passed over.
 
@@ -130,17 +163,9 @@ def stretches(
     """
     import numpy as np
 
-    weight = _weighed(mine, copied, index)
-    kept = np.flatnonzero((weight > 0) | ~index.small)
-    hits = np.flatnonzero(weight[kept])
-    if not len(hits):
-        return
-    begins = np.flatnonzero(np.diff(hits, prepend=-2) != 1)
-    sums = np.add.reduceat(weight[kept[hits]].astype(np.int64), begins)
-    lengths = np.diff(np.append(begins, len(hits)))
     least, score, missing = (int(limits[name]) for name in ("words", "score", "missing"))
 
-    def shared(places: NDArray[np.intp], weights: Sequence[int], gap: int, *, any_order: bool) -> Iterator[Shared]:
+    def shared(places: NDArray[np.int32], weights: Sequence[int], gap: int, *, any_order: bool) -> Iterator[Shared]:
         stretch = index.row[places].tolist()
         wanted = set(stretch)
         enough = score - missing * (int(places[-1] - places[0]) >= len(places))
@@ -152,8 +177,7 @@ def stretches(
         if heavy >= enough and len(found) >= least:
             yield Shared(found, heavy, index.signal(index.text_at(int(places[0]))))
 
-    for i in np.flatnonzero((sums >= score - missing) & (lengths >= least)):
-        row = kept[hits[begins[i]] : hits[begins[i]] + lengths[i]]
+    for row in hits.rows(hits.weighed(mine, copied, index), index, least, score - missing):
         pieces = np.split(row, np.flatnonzero(np.diff(row) != 1) + 1)
         for places in pieces if _of_taste(row, index, int(limits["before"])) else [row]:
             yield from shared(places, copied, 0, any_order=False)
@@ -161,7 +185,7 @@ def stretches(
             yield from shared(places, anywhere, int(limits["gap"]), any_order=True)
 
 
-def _of_taste(row: NDArray[np.intp], index: SignalIndex, before: int) -> bool:
+def _of_taste(row: NDArray[np.int32], index: SignalIndex, before: int) -> bool:
     """Whether the signal says a taste in the row or by one of the ``before`` words before it."""
     start = int(row[0])
     while before and start and index.row[start - 1]:
@@ -215,8 +239,9 @@ def heaviest(
 
 
 def scattered(
-    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, limits: Mapping[str, Any], clock: Clock
-) -> Iterator[Shared]:
+    mine: Sequence[int], weights: Sequence[int], index: SignalIndex, hits: Hits, limits: Mapping[str, Any],
+    clock: Clock,
+) -> Iterator[Shared]:  # fmt: skip
     """For each text that has it, one place where enough different telling words of ours stand close together."""
     import numpy as np
 
@@ -224,14 +249,14 @@ def scattered(
     telling = [w > 1 for w in weights]
     if sum(telling) < least:
         return
-    hits = np.flatnonzero(_weighed(mine, weights, index) > 1)
-    if len(hits) < least:
+    telling_hits = hits.places[hits.weighed(mine, weights, index) > 1]
+    if len(telling_hits) < least:
         return
-    near = np.flatnonzero(hits[least - 1 :] - hits[: len(hits) - least + 1] < window)
+    near = np.flatnonzero(telling_hits[least - 1 :] - telling_hits[: len(telling_hits) - least + 1] < window)
     done: set[int] = set()
     for i in near:
         clock.check()
-        start = int(hits[i])
+        start = int(telling_hits[i])
         text = index.text_at(start)
         if text in done:
             continue
