@@ -192,6 +192,10 @@ def main() -> int:
     except PopiError as e:
         print(f"bench.privacy: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        kept = f"what is done is kept in {args.work}" if args.work else "nothing of it is kept without --work"
+        print(f"bench.privacy: stopped; {kept}", file=sys.stderr)
+        return 130
     print(f"wrote {args.out}", file=sys.stderr)
     return 0
 

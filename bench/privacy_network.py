@@ -342,4 +342,7 @@ def measure(users: int, seed: int = 0, work: Path | None = None) -> dict[str, An
 
 
 if __name__ == "__main__":
-    print(json.dumps(inside(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    try:
+        print(json.dumps(inside(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    except KeyboardInterrupt:  # bench.privacy, which was interrupted with it, says so
+        sys.exit(130)

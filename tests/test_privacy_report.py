@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,29 @@ def test_without_namespaces_the_section_is_not_run_and_says_so(monkeypatch: pyte
     monkeypatch.setattr(privacy_network, "tools", lambda: ([], []))
     done = privacy_network.measure(3)
     assert "no network namespaces" in done["not_run"] and "**Not run**" in privacy.network(done)[0]
+
+
+STOPPED = """
+import signal, sys
+from bench import privacy, privacy_pupa
+def measure(*_):
+    print("ready", flush=True)
+    signal.pause()
+privacy_pupa.measure = measure
+sys.argv = ["privacy", "--section", "pupa", "--work", sys.argv[1], "--measured", sys.argv[1], "--out", sys.argv[2]]
+sys.exit(privacy.main())
+"""
+
+
+def test_an_interrupt_is_one_line_that_says_where_what_is_done_is_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "work"), str(tmp_path / "out.md")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == f"bench.privacy: stopped; what is done is kept in {tmp_path / 'work'}\n"
+    assert not (tmp_path / "out.md").exists()
 
 
 # PUPA -------------------------------------------------------------------------------------------------------
