@@ -150,6 +150,18 @@ def _share(value: float | None) -> str:
     return "none to count" if value is None else f"{value:.2%}"
 
 
+def people(s: dict[str, Any] | None) -> list[str]:
+    """The line on people with the conversations of several rows; none where they were not measured."""
+    if s is None:
+        return []
+    return [
+        f"- people with the conversations of {s['rows_each']} rows, one after the other in the file, no switch: "
+        f"summaries really produced for {s['summaries']} of {s['people']}, {s['different_texts']} different texts; "
+        f"private units in them: **{_share(s['share'])}** ({len(s['found'])} of {s['units']}; aim ≤ 0.5%); of those "
+        f"that the lexicon makes unwritable: **{len(s['unwritable_found'])}** (aim 0)"
+    ]
+
+
 def pupa(d: dict[str, Any]) -> list[str]:
     """Lines of the section."""
     if "not_run" in d:
@@ -170,6 +182,7 @@ def pupa(d: dict[str, Any]) -> list[str]:
         f"on word boundaries: `bench/privacy_units.py`). Model: {d['model']}. Nothing was tuned on it.", "",
         line("summaries really produced", d["produced"]),
         *([f"  - none where: {why}"] if why else []),
+        *people(d.get("together")),
         line("one forced for every row (test-only switch)", d["forced"]),
         f"  - in {d['forced']['first_word_given']} rows the first word was put into the model's mouth",
         f"- units that the lexicon makes unwritable: **{_share(d['unwritable_share'])}** (aim ≥ 97%); writable are: "

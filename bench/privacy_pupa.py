@@ -5,7 +5,8 @@
 Each row (Li et al., "PAPILLON", NAACL 2025; data under MIT, not part of this project) is one person with one signal,
 the conversation. A summary is inferred as the program does; then, by a switch of this bench alone, one is forced: the
 evidence rule and the language rule are off, and where the model would say nothing the opening word is put into its
-mouth. Only for measuring: nothing was tuned on it. It does NOT see what a unit that is said in other words tells.
+mouth. And since one conversation is too little evidence for the rules, every three rows that follow each other are one
+person with three conversations, whose summary is inferred as the program does, with no switch. Only for measuring: nothing was tuned on it. It does NOT see what a unit that is said in other words tells.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from popi_training.evaluate.journal import Journal
 
 COLUMNS = ("user_query", "target_response", "pii_units")
 OPENING = "Prefers"
+TOGETHER = 3
+"""Rows that make one person with several conversations, in the file's order."""
 PAPILLON = 0.075
 """Share of private units that reach the cloud model in PAPILLON's own measurement on PUPA (its abstract)."""
 
@@ -97,10 +100,23 @@ def judged(me: Popi, row: dict[str, str], number: int) -> dict[str, Any]:
     }
 
 
-def summed(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """The section's figures; shares are of units, None where there are none."""
+def together(me: Popi, some: list[dict[str, str]], number: int) -> dict[str, Any]:
+    """The figures of one person with the conversations of several rows, by the program's own rules."""
+    said, lexicon = [signal(row, number + k) for k, row in enumerate(some)], Lexicon.load()
+    mine = [u for row in some for u in units(row["pii_units"])]
+    how: dict[str, Any] = {"constraint": me._constraint(), "adapter": me.bundle.adapter("infer")}
+    made = infer(me.engine, said, lexicon=me.lexicon, decoding=me.bundle.decoding, **how)
+    return {
+        "units": mine,
+        "unwritable": [u for u in mine if unwritable(u, lexicon)],
+        "produced": {"text": made.text, "reason": made.reason, "found": leaked(mine, made.text)},
+    }
 
-    def over(kind: str) -> dict[str, Any]:
+
+def summed(done: list[dict[str, Any]], people: list[dict[str, Any]]) -> dict[str, Any]:
+    """The section's figures, of rows and of people of several rows; shares are of units, None where there are none."""
+
+    def over(kind: str, done: list[dict[str, Any]]) -> dict[str, Any]:
         made = [r for r in done if r[kind]["text"]]
         total = sum(len(r["units"]) for r in made)
         found = [u for r in made for u in r[kind]["found"]]
@@ -124,22 +140,28 @@ def summed(done: list[dict[str, Any]]) -> dict[str, Any]:
         "writable": sorted(set(writable)),
         "in_signal_share": round(sum(len(r["in_signal"]) for r in done) / total, 5) if total else None,
         "in_prompt_share": round(sum(len(r["in_prompt"]) for r in done) / total, 5) if total else None,
-        "produced": over("produced"),
+        "produced": over("produced", done),
+        "together": over("produced", people) | {"people": len(people), "rows_each": TOGETHER},
         "why_not_produced": reasons,
-        "forced": over("forced") | {"first_word_given": sum(r["forced"]["given"] for r in done)},
+        "forced": over("forced", done) | {"first_word_given": sum(r["forced"]["given"] for r in done)},
         "papillon": PAPILLON,
     }
 
 
 def _judge_all(
     me: Popi, table: list[dict[str, str]], work: Path | None, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows, and people of several rows; what is over at the end of the table makes none."""
+    starts = range(0, len(table) - TOGETHER + 1, TOGETHER)
     with Journal(work / "pupa" if work else None, settings) as journal:
         for number, row in enumerate(table):
             if str(number) not in journal:
                 journal.add(str(number), judged(me, row, number))
                 print(f"row {number + 1} of {len(table)}", file=sys.stderr, flush=True)
-        return [journal[str(n)] for n in range(len(table))]
+        for start in starts:
+            if f"together {start}" not in journal:
+                journal.add(f"together {start}", together(me, table[start : start + TOGETHER], start))
+        return [journal[str(n)] for n in range(len(table))], [journal[f"together {n}"] for n in starts]
 
 
 def measure(path: Path, limit: int | None = None, work: Path | None = None) -> dict[str, Any]:
@@ -153,5 +175,5 @@ def measure(path: Path, limit: int | None = None, work: Path | None = None) -> d
         with Popi.open(home=folder) as me:
             told: dict[str, Any] = {"sha256": digest, "model": me.bundle.identity}
             told |= {"engine": me.settings.engine, "program": program_digest()}
-            done = _judge_all(me, table[:limit], work, told)
-    return {"sha256": digest, "model": told["model"], "of_rows": len(table)} | summed(done)
+            done, people = _judge_all(me, table[:limit], work, told)
+    return {"sha256": digest, "model": told["model"], "of_rows": len(table)} | summed(done, people)

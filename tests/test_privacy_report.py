@@ -97,14 +97,16 @@ def judged(mine: str, locked: str, text: str, found: str, forced: str, forced_fo
 
 def test_shares_are_of_the_units_of_rows_with_a_summary() -> None:
     done = privacy_pupa.summed([judged("anna roses", "anna", "Likes roses.", "roses", "Likes roses.", "roses"),
-                                judged("bob carl", "bob carl", "", "", "Says bob.", "bob")])  # fmt: skip
+                                judged("bob carl", "bob carl", "", "", "Says bob.", "bob")],
+                               [judged("anna roses bob carl", "anna bob carl", "Likes roses.", "roses", "", "")])  # fmt: skip
+    assert (done["together"]["people"], done["together"]["summaries"], done["together"]["share"]) == (1, 1, 0.25)
     assert done["units"] == 4 and done["unwritable_share"] == 0.75 and done["writable"] == ["roses"]
     assert (done["produced"]["summaries"], done["produced"]["share"]) == (1, 0.5)
     assert (done["forced"]["summaries"], done["forced"]["share"]) == (2, 0.5)
     assert done["produced"]["unwritable_found"] == [] and done["forced"]["unwritable_found"] == ["bob"]
     assert done["forced"]["first_word_given"] == 1 and done["why_not_produced"] == {"too few": 1}
     assert (done["in_signal_share"], done["in_prompt_share"]) == (1.0, 0.0)
-    none = privacy_pupa.summed([judged("anna", "anna", "", "", "", "")])
+    none = privacy_pupa.summed([judged("anna", "anna", "", "", "", "")], [])
     assert none["produced"]["share"] is None
     page = {"command": "c", "commit": "a", "machine": "m", "sha256": "0" * 64, "model": "x", "of_rows": 237}
     assert "none to count" in "\n".join(privacy.pupa(page | none))
