@@ -5,8 +5,9 @@
 Each row (Li et al., "PAPILLON", NAACL 2025; data under MIT, not part of this project) is one person with one signal,
 the conversation. A summary is inferred as the program does; then, by a switch of this bench alone, one is forced: the
 evidence rule and the language rule are off, and where the model would say nothing the opening word is put into its
-mouth. And since one conversation is too little evidence for the rules, every three rows that follow each other are one
-person with three conversations, whose summary is inferred as the program does, with no switch. Only for measuring: nothing was tuned on it. It does NOT see what a unit that is said in other words tells.
+mouth. Since one conversation is too little evidence for the rules, every three rows that follow each other are also one
+person with three conversations, whose summary is inferred as the program does, with no switch. Only for measuring:
+nothing was tuned on it. It does NOT see what a unit that is said in other words tells.
 """
 
 from __future__ import annotations

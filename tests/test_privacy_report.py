@@ -96,9 +96,9 @@ def judged(mine: str, locked: str, text: str, found: str, forced: str, forced_fo
 
 
 def test_shares_are_of_the_units_of_rows_with_a_summary() -> None:
-    done = privacy_pupa.summed([judged("anna roses", "anna", "Likes roses.", "roses", "Likes roses.", "roses"),
-                                judged("bob carl", "bob carl", "", "", "Says bob.", "bob")],
-                               [judged("anna roses bob carl", "anna bob carl", "Likes roses.", "roses", "", "")])  # fmt: skip
+    rows = [judged("anna roses", "anna", "Likes roses.", "roses", "Likes roses.", "roses"),
+            judged("bob carl", "bob carl", "", "", "Says bob.", "bob")]  # fmt: skip
+    done = privacy_pupa.summed(rows, [judged("anna roses bob carl", "anna bob carl", "Likes roses.", "roses", "", "")])
     assert (done["together"]["people"], done["together"]["summaries"], done["together"]["share"]) == (1, 1, 0.25)
     assert done["units"] == 4 and done["unwritable_share"] == 0.75 and done["writable"] == ["roses"]
     assert (done["produced"]["summaries"], done["produced"]["share"]) == (1, 0.5)
@@ -139,6 +139,10 @@ def test_a_row_is_forced_where_the_rules_say_too_little(base: Path, tmp_path: Pa
     assert done["produced"]["summaries"] == 0 and done["forced"]["summaries"] == 1
     assert done["unwritable_share"] == 1.0 and done["forced"]["found"] == [] and done["in_prompt_share"] == 1.0
     assert privacy_pupa.measure(tmp_path / "p.csv", work=tmp_path) == done
+    (tmp_path / "four.csv").write_text(text + 3 * text.splitlines(keepends=True)[1], "utf-8")
+    three = privacy_pupa.measure(tmp_path / "four.csv")["together"]
+    assert (three["people"], three["summaries"], three["units"], three["found"]) == (1, 1, 6, [])
+    assert "for 1 of 1" in "\n".join(privacy.people(three)) and privacy.people(None) == []
 
 
 # figures that other commands made -----------------------------------------------------------------------------
