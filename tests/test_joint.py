@@ -23,7 +23,7 @@ from popi_training.rollout import Draw
 from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited as edit
-from tests.test_train import figures
+from tests.test_train import figures, settled
 from tests.test_transfer import tiny_base
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
@@ -254,11 +254,8 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
     done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3)
     assert done.returncode == 0, done.stderr
-    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    one, two = settled(tmp_path / "one"), settled(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
-    for line in (one[0], two[0]):  # before θ moves all its margins are 0, so that rounding gives them their signs
-        for share in ("accuracy", "dpo_accuracy"):
-            assert 0 <= line.pop(share, 0.5) <= 1
     for a, b in zip(one, two, strict=True):
         assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
     a, b = (train.read_checkpoint(tmp_path / f / train.CHECKPOINT)["adapters"] for f in ("one", "two"))

@@ -19,7 +19,7 @@ from popi_training import shards, train
 from tests import tiny_training as small
 from tests.test_folder import folder as tiny_folder
 from tests.test_joint import TABLE
-from tests.test_train import edited, figures
+from tests.test_train import edited, settled
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SETTINGS = Path(__file__).parents[1] / "training" / "accelerate"
@@ -67,7 +67,7 @@ def test_two_processes_give_the_curve_of_one_under_every_settings_and_go_on_in_o
             assert done.returncode == 0, done.stderr
         opened = train.open_run(recipes.read(recipe), recipe, config.load())
         train.run(opened, tmp_path / out, until=4, minutes=None, tell=lambda *_: None)
-    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    one, two = settled(tmp_path / "one"), settled(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3, 4]
     for a, b in zip(one, two, strict=True):
         assert {k: pytest.approx(v, rel=5e-3, abs=5e-4) for k, v in a.items()} == b
