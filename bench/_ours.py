@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench._step import Clock, Counts, Job, Pinned, asked_ids, largest_b, memory, prepare, tail_logprobs, warm_up
 from popi_training.base import dequantized, lora_parameters, with_lora
-from popi_training.joint import Asked, Group, Joint
+from popi_training.groups import Asked, Group
+from popi_training.joint import Joint
 from popi_training.loss import token_logprobs
 from popi_training.pack import Sample, pack
 from popi_training.people import Person

@@ -16,37 +16,28 @@ the recipe and the step's number alone.
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from popi_edge import prompts
-from popi_edge.config import Settings
-from popi_edge.engines.adapter import Adapter
-from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError
-from popi_edge.models.bases import file_sha256, locate
-from popi_edge.models.gguf import Gguf
 from popi_edge.summarize import spoken
-from popi_training import base, filed, folder, objective, shards, targets, warm
+from popi_training import objective, warm
 from popi_training.dense import DEPTH, Dense
+from popi_training.groups import FILLER, Asked, Group, lengths
 from popi_training.identity import identity
 from popi_training.loss import learnt, pair_logprobs, scored
 from popi_training.pack import pack
 from popi_training.people import Person, Target, leaks
 from popi_training.recipe import Recipe
-from popi_training.roles import Adapters, Models, Roles
+from popi_training.roles import Roles
 from popi_training.rollout import Draw, How, Rollouts, TransformersRollouts, rollout
-from popi_training.train import Trainer, corpus_hash, made_from
-from popi_training.vllm_rollout import VllmRollouts
+from popi_training.train import Trainer
 
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
@@ -54,24 +45,6 @@ AT_ONCE = 8
 """Packed sequences that go through the model at once on another device than the CPU, which one would leave idle."""
 TOKENS = 2048
 """Tokens of prompts that are imitated together, the shorter ones padded."""
-Asked = tuple[str, Target]
-"""A summary (empty: none) and a pair that is scored under it."""
-FILLER = Target("?", "no", "yes")
-"""What is scored, for nothing, where other processes have more to score."""
-
-
-@dataclass
-class Group:
-    """A person's prompt of signals, the summaries drawn of it, and what is said of each ("" where nothing is)."""
-
-    person: Person
-    prompt: tuple[int, ...]
-    draws: list[Draw]
-    texts: list[str]
-    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """The advantage of each, once scored."""
-    identity: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """What each says of whose it is (``identity``), where that costs anything."""
 
 
 class Joint(Trainer):
@@ -146,7 +119,7 @@ class Joint(Trainer):
             groups = [self._told(person) for person in batch]
         else:
             groups = self.draw(batch)
-            line |= _lengths(groups, self.team.size)
+            line |= lengths(groups, self.team.size)
         if "infer" in moving:
             line |= self.move_infer(groups)
         if "generate" in moving:
@@ -409,80 +382,3 @@ class Joint(Trainer):
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def _lengths(groups: Sequence[Group], processes: int) -> dict[str, Any]:
-    draws = [d for g in groups for d in g.draws]
-    return {
-        "length": sum(len(d.ids) for d in draws) / len(draws),
-        "truncated": sum(not d.finished for d in draws) / len(draws),
-        "distinct": len({z for g in groups for z in g.texts}) / len(draws),
-        "tokens": processes * sum(len(g.prompt) for g in groups),  # whose mean over the processes is their sum
-    }
-
-
-def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> Joint:
-    """Load data and both roles for a recipe read from ``where``. Raises ConfigError, ModelError."""
-    if recipe.data.world:
-        from popi_training import popi_micro
-
-        return popi_micro.open_run(recipe, device)
-    loaded = find_base(recipe, where, settings)
-    vllm = VllmRollouts(recipe, loaded.path) if recipe.joint.rollout == "vllm" else None
-    named = {"start" if role == "infer" else f"start_{role}": start for role, start in loaded.starts.items()}
-    make: Callable[[int], list[Person]]
-    dev: Callable[[int], list[Person]]
-    if recipe.data.file:
-        found = filed.load(recipe, where)
-        make, dev = functools.partial(found.batch, recipe), found.couple
-        made = made_from(recipe, {"data": found.loaded.sha256}, loaded.sha256, named, device)
-    else:
-        data = warm.load(recipe, where)
-        make = functools.partial(targets.batch, recipe, data, loaded.reader)
-        dev = functools.partial(targets.dev_couple, recipe, data)
-        made = made_from(recipe, {"corpus": corpus_hash(data)}, loaded.sha256, named, device)
-    joint = Joint(recipe, loaded.reader, loaded.roles(recipe, device), make, dev, made, device)
-    joint.rollouts = vllm or joint.rollouts
-    return joint
-
-
-@dataclass
-class Loaded:
-    """A base before its weights are read: where it lies, its hash, its reader, and what the roles start from."""
-
-    path: Path
-    sha256: str
-    reader: warm.Reader
-    starts: dict[str, Adapter | None]
-
-    def roles(self, recipe: Recipe, device: str) -> Roles:
-        """Both roles on it. Raises ModelError for weights that do not fit."""
-        model = folder.load_model(self.path) if self.path.is_dir() else base.dequantized(self.path)
-        if shards.wanted():  # which puts each process's part where it belongs
-            device = "cpu"
-        if recipe.lora.full:
-            return Models(model.to(device), copy.deepcopy(model).to(device))
-        both = Adapters(model, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
-        for role, start in self.starts.items():
-            if start is not None:
-                base.start_lora(both.model, start, Shape.of(Gguf(self.path)), role)
-                both.begin(role)
-        both.model.to(device)
-        return both
-
-
-def find_base(recipe: Recipe, where: Path, settings: Settings) -> Loaded:
-    """The base of a recipe, by name, as a GGUF file or as a Hugging Face folder. Raises ModelError, ConfigError."""
-    path = (where.parent / recipe.base.name).resolve()
-    if path.is_dir():
-        if recipe.lora.start or recipe.lora.start_generate:
-            raise ConfigError(f"{where}: lora.start is an adapter for a GGUF base; {recipe.base.name} is a folder")
-        folder.read_config(path)
-        sha256 = folder.folder_sha256(path)
-        warm.refuse_base(recipe, path.name, sha256)
-        return Loaded(path, sha256, warm.Reader.of(path), {})
-    gguf = locate(recipe.base.name, settings.models)
-    sha256 = file_sha256(gguf)
-    warm.refuse_base(recipe, gguf.name, sha256)
-    starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
-    return Loaded(gguf, sha256, warm.Reader.of(gguf), starts)

@@ -211,8 +211,8 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
     torch.use_deterministic_algorithms(device == "cpu")
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
-    method = importlib.import_module("popi_training.joint" if recipe.method == "joint" else "popi_training.warm_start")
-    trainer: Trainer = method.open_run(recipe, where, settings, device)
+    method = "joint_run" if recipe.method == "joint" else "warm_start"
+    trainer: Trainer = importlib.import_module(f"popi_training.{method}").open_run(recipe, where, settings, device)
     return trainer
 
 
