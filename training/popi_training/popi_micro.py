@@ -72,8 +72,9 @@ def people(recipe: Recipe, step: int) -> list[Person]:
         person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
         last = len(person.signals)
         means = law.means(person.signals) if warm and recipe.joint.dense else np.zeros((0, 0))
+        best = law.best_summaries(law.posteriors(person.signals)[:most]) if warm else []
         for k in range(1, most + 1) if warm else [last]:
-            told = world.say(world.counted(person.signals[:k]))
+            told = world.say(best[k - 1]) if warm else ""
             targets = person.targets if k == last and i < recipe.train.batch else ()
             known = tuple(map(tuple, means[:k].tolist()))
             made.append(replace(person, signals=person.signals[:k], told=told, targets=targets, known=known))

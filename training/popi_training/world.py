@@ -188,9 +188,13 @@ class Bayes:
 
     def means(self, signals: Sequence[Signal], part: str = "train") -> Values:
         """E[θ | the first k signals] for k = 1 to all of them, [signals, A]. Raises ConfigError as ``posterior``."""
+        return self.posteriors(signals, part) @ self.types
+
+    def posteriors(self, signals: Sequence[Signal], part: str = "train") -> Values:
+        """P(θ | the first k signals) for k = 1 to all of them, [signals, T]. Raises ConfigError as ``posterior``."""
         log = self._loglik[[self._seen(s) for s in signals]].cumsum(0)
         p = self.prior(part) * np.exp(log - log.max(1, keepdims=True))
-        return np.asarray(p @ self.types / p.sum(1, keepdims=True), np.float64)
+        return np.asarray(p / p.sum(1, keepdims=True), np.float64)
 
     def _seen(self, signal: Signal) -> int:
         match signal:
