@@ -60,16 +60,17 @@ def ours(job: Job) -> dict[str, Any]:
     roles = Adapters(dequantized(Path(job.model)), recipe.lora.rank, recipe.lora.alpha, recipe.seed)
     for role in ("infer", "generate"):
         roles.begin(role)
-    trainer = Timed(recipe, reader, roles, lambda _: [reader.person], lambda _: [], {})
-    trainer.clock, trainer.had = Clock(), {}
+    roles.model.to(job.device)
+    trainer = Timed(recipe, reader, roles, lambda _: [reader.person], lambda _: [], {}, job.device)
+    trainer.clock, trainer.had = Clock(job.device), {}
     with roles.playing("infer") as model:
         warm_up(model)
     trainer.clock.watch(roles.model)
-    before = memory(reset=True)
+    before = memory(job)
     with trainer.clock.part("rest"):
         trainer.train_step(trainer.make(0))
     moved = {role: largest_b(roles.model, adapter) for role, adapter in (("phi", "infer"), ("theta", "generate"))}
-    return trainer.clock.figures() | {"had": trainer.had, "moved": moved} | memory(before)
+    return trainer.clock.figures() | {"had": trainer.had, "moved": moved} | memory(job, before)
 
 
 def packed(job: Job) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def _alone(job: Job, compute: Callable[[Any, list[Sample]], list[float]]) -> dic
     drawn = torch.randint(model.config.vocab_size, (job.group, job.summary), generator=dice).tolist()
     warm_up(model)
     clock.watch(model)
-    before = memory(reset=True)
+    before = memory(job)
     with clock.part("packing"):
         found = compute(model, [Sample(prompt, tuple(ids)) for ids in drawn])
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in lora_parameters(model).values()))
-    return clock.figures() | {"logprobs": found, "gradient": norm} | memory(before)
+    return clock.figures() | {"logprobs": found, "gradient": norm} | memory(job, before)

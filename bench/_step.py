@@ -41,7 +41,8 @@ PARTS = ("rollout", "reward", "phi", "theta")
 @dataclass(frozen=True)
 class Job:
     """What is to be done; numbers of tokens, but for ``group``, ``rows`` (sequences of TRL, or of the plain
-    computation, that go through the model at once while it learns) and ``threads``. ``model``: a GGUF's path."""
+    computation, that go through the model at once while it learns) and ``threads``. ``model``: a GGUF's path;
+    ``device``: as torch names it."""
 
     model: str
     signals: int = 1024
@@ -51,6 +52,7 @@ class Job:
     reply: int = 64
     rows: int = 2
     threads: int = 2
+    device: str = "cpu"
 
     def recipe(self) -> Recipe:
         """The recipe of the step: one reward pair and one DPO pair a summary, none of them left empty."""
@@ -64,9 +66,11 @@ class Job:
 
 
 class Clock:
-    """Seconds, and tokens through the models, of each part; a part's figures leave out the parts inside it."""
+    """Seconds, and tokens through the models, of each part; a part's figures leave out the parts inside it. On another
+    ``device`` than the CPU a part ends when the device has done its work."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.seconds, self.tokens = defaultdict[str, float](float), Counter[str]()
         self._open, self._since = list[str](), 0.0
 
@@ -105,6 +109,8 @@ class Clock:
         return {"step_s": sum(self.seconds.values()), **named, "tokens_through": dict(self.tokens)}
 
     def _charge(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         then, self._since = self._since, time.perf_counter()
         if self._open:
             self.seconds[self.now] += self._since - then
@@ -175,14 +181,17 @@ def tail_logprobs(model: Any, ids: Tensor, tail: int) -> Tensor:
 
 
 def prepare(job: Job, *, exact: bool) -> None:
-    """Threads; ``exact``: the repeatable kernels that ``popi train`` uses."""
+    """Threads; ``exact``: the repeatable kernels that ``popi train`` uses on the CPU. Elsewhere TF32, as it does."""
     torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(exact)
+    torch.use_deterministic_algorithms(exact and job.device == "cpu")
+    if job.device != "cpu":
+        torch.set_float32_matmul_precision("high")
 
 
 def warm_up(model: Any) -> None:
     """A small forward and backward, so that no side's first one is in its figures."""
-    model(input_ids=torch.arange(64)[None] + 5, use_cache=False).logits.sum().backward()
+    ids = torch.arange(64, device=next(model.parameters()).device)[None] + 5
+    model(input_ids=ids, use_cache=False).logits.sum().backward()
     model.zero_grad(set_to_none=True)
 
 
@@ -192,11 +201,16 @@ def largest_b(model: Any, adapter: str) -> float:
     return max(float(p.detach().abs().max()) for name, p in named.items() if name.endswith(".lora_b"))
 
 
-def memory(before: dict[str, float] | None = None, *, reset: bool = False) -> dict[str, float]:
-    """``loaded_mb`` of this process now and, where it is given what was ``before``, the ``peak_mb`` since (MiB; Linux).
-    ``reset``: count the peak from here."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    now, peak = (int(lines[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+def memory(job: Job, before: dict[str, float] | None = None) -> dict[str, float]:
+    """``loaded_mb`` of this process now (Linux), or of its device, and, where it is given what was ``before``, the
+    ``peak_mb`` since (MiB)."""
+    if job.device != "cpu":
+        if before is None:
+            torch.cuda.reset_peak_memory_stats()
+        now, peak = torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
+    else:
+        if before is None:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, peak = (int(lines[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
     return {"loaded_mb": now} if before is None else before | {"peak_mb": peak}

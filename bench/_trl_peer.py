@@ -78,12 +78,12 @@ def peer(job: Job) -> dict[str, Any]:
     """One step with TRL: seconds and tokens of its parts, ``had``, ``moved``, memory (MiB), ``versions``."""
     prepare(job, exact=False)
     disable_progress_bars()
-    recipe, reader, clock = job.recipe(), Pinned(job), Clock()
-    one = dequantized(Path(job.model))
+    recipe, reader, clock = job.recipe(), Pinned(job), Clock(job.device)
+    one = dequantized(Path(job.model)).to(job.device)
     one.config.use_cache = one.generation_config.use_cache = True  # for generate: dequantized() leaves it off
     other = copy.deepcopy(one, {id(p): p for p in one.parameters()})
     phi, theta = (
-        with_lora(m, recipe.lora.rank, recipe.lora.alpha, recipe.seed + k, adapter="default")
+        with_lora(m, recipe.lora.rank, recipe.lora.alpha, recipe.seed + k, adapter="default").to(job.device)
         for k, m in enumerate((one, other))
     )
     for model in (phi, theta):
@@ -94,7 +94,8 @@ def peer(job: Job) -> dict[str, Any]:
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         """log σ(β m)/β of each summary."""
-        with clock.part("reward"), torch.no_grad():
+        low = torch.autocast("cuda", torch.bfloat16, enabled=job.device != "cpu")
+        with clock.part("reward"), torch.no_grad(), low:
             rows = [asked_ids(reader.tokenizer, verbatim(ids), rewarded) for ids in completion_ids]
             had["reward"] = [[len(ids) for ids in row] for row in rows]
             with theta.disable_adapter():
@@ -110,7 +111,7 @@ def peer(job: Job) -> dict[str, Any]:
             model=phi, reward_funcs=reward, processing_class=words, callbacks=[Step(clock, "phi")],
             train_dataset=Dataset.from_list([{"prompt": verbatim(reader.pinned)}]),
             args=GRPOConfig(
-                **_common(folder, recipe.train.lr, recipe.train.clip, job.rows, job.group // job.rows),
+                **_common(job, folder, recipe.train.lr, recipe.train.clip, job.rows),
                 num_generations=job.group, steps_per_generation=job.group // job.rows,
                 max_completion_length=job.summary, temperature=recipe.joint.temperature,
                 generation_kwargs={"min_new_tokens": job.summary, "use_cache": True},
@@ -118,7 +119,7 @@ def peer(job: Job) -> dict[str, Any]:
             ),
         )  # fmt: skip
         grpo.clock, grpo.had = clock, had
-        before = memory(reset=True)
+        before = memory(job)
         grpo.train()
         n = job.pairs_at_once()
         pairs = [asked_ids(reader.tokenizer, verbatim(ids), learnt) for ids in drawn]
@@ -127,7 +128,7 @@ def peer(job: Job) -> dict[str, Any]:
             model=theta, processing_class=words, callbacks=[Step(clock, "theta")],
             train_dataset=Dataset.from_list(texts),
             args=DPOConfig(
-                **_common(folder, recipe.joint.lr_generate, recipe.train.clip, n, job.group // n),
+                **_common(job, folder, recipe.joint.lr_generate, recipe.train.clip, n),
                 beta=beta, max_length=None,
             ),
         )  # fmt: skip
@@ -135,22 +136,25 @@ def peer(job: Job) -> dict[str, Any]:
         dpo.train()
     moved = {"phi": largest_b(phi, "default"), "theta": largest_b(theta, "default")}
     versions = "TRL {}, transformers {}, peft {}".format(*map(version, ("trl", "transformers", "peft")))
-    return clock.figures() | {"had": had, "moved": moved, "versions": versions} | memory(before)
+    return clock.figures() | {"had": had, "moved": moved, "versions": versions} | memory(job, before)
 
 
 def margins(model: Any, pairs: Sequence[tuple[list[int], list[int], list[int]]]) -> torch.Tensor:
     """log π(y⁺|…) − log π(y⁻|…) of pairs of one length, [pairs] (nats)."""
-    ids = torch.tensor([[*context, *reply] for context, *both in pairs for reply in both])
+    device = next(model.parameters()).device
+    ids = torch.tensor([[*context, *reply] for context, *both in pairs for reply in both], device=device)
     found = tail_logprobs(model, ids, len(pairs[0][1])).view(-1, 2)
     return found[:, 0] - found[:, 1]
 
 
-def _common(folder: str, lr: float, clip: float, rows: int, accumulated: int) -> dict[str, Any]:
-    """What both trainers are told: one step, on the CPU, in float32, without gradient checkpointing."""
+def _common(job: Job, folder: str, lr: float, clip: float, rows: int) -> dict[str, Any]:
+    """What both trainers are told: one step of the whole group, ``rows`` at a time, without gradient checkpointing; on
+    the CPU in float32, elsewhere in bfloat16, as ours."""
+    on_cpu = job.device == "cpu"
     return {
         "output_dir": folder, "max_steps": 1, "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": accumulated, "learning_rate": lr, "lr_scheduler_type": "constant",
+        "gradient_accumulation_steps": job.group // rows, "learning_rate": lr, "lr_scheduler_type": "constant",
         "optim": "adamw_torch", "weight_decay": 0.0, "max_grad_norm": clip, "gradient_checkpointing": False,
-        "bf16": False, "use_cpu": True, "dataloader_pin_memory": False, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True,
+        "bf16": not on_cpu, "use_cpu": on_cpu, "dataloader_pin_memory": False, "save_strategy": "no",
+        "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip

@@ -29,7 +29,7 @@ from bench.tells_personas import Drawer, Person, line, read
 from popi_edge import config, prompts
 from popi_edge.errors import PopiError
 from popi_edge.signals import Signal
-from popi_edge.summarize import infer, inference_prompt
+from popi_edge.summarize import inference_prompt
 from popi_training.cli import Meter
 from popi_training.evaluate.journal import Journal, write_whole
 from popi_training.evaluate.run import Pair, open_pair
@@ -47,9 +47,7 @@ class Writer:
     def text(self, key: str, signals: Sequence[Signal], *, closed: bool = True) -> str:
         """The summary of signals, empty where there is too little to say; made, or as it was kept."""
         if key not in self.journal:
-            m = self.model if closed else replace(self.model, constraint=None)
-            made = infer(m.engine, signals, constraint=m.constraint, adapter=m.infer_adapter, lexicon=m.lexicon,
-                         decoding=m.decoding, judge=m.generate_adapter)  # fmt: skip
+            made = (self.model if closed else replace(self.model, constraint=None)).infer(signals)
             self.journal.add(key, made.text if made.status == "draft" else "")
         return str(self.journal[key])
 

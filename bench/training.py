@@ -1,12 +1,15 @@
-"""A joint training step against TRL doing the same job: wall time of its parts and peak memory, in one run on the CPU.
+"""A joint training step against TRL doing the same job: wall time of its parts and peak memory, in one run.
 
     python -m bench.training [--model smollm2|tiny] [--signals N] [--summary N] [--group G] [--part all|step|packing]
+                             [--device cpu|cuda]
 
 One person, whose prompt of signals has ``signals`` tokens. The step: G summaries of them are drawn, each is rewarded on
 one held-out pair under the generator, φ moves by the policy gradient with a KL to its start, θ by DPO on another pair
 under each summary. Ours is ``Joint.train_step``; the peer (``_trl_peer``) is TRL's GRPOTrainer for φ, then its
 DPOTrainer for θ. On both sides: the same dequantized base, LoRA of the same rank, float32, AdamW, no gradient
-checkpointing, the same threads, frozen roles as adapters of their own.
+checkpointing, the same threads, frozen roles as adapters of their own. With ``--device cuda`` both go through the
+layers in bfloat16 and multiply the rest in TF32, and memory is the device's; the packed computation alone is held to
+float error and stays on the CPU.
 
 Lengths are pinned, so that both do the same. Every id is written as one character of a private plane and is read back
 as that id; summaries are drawn without the closed vocabulary and no token ends one (TRL: min_new_tokens =
@@ -29,6 +32,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench._step import PARTS, Counts, Job
 from bench.common import base, child, median, options, show
@@ -111,7 +116,8 @@ def step(job: Job, runs: int) -> dict[str, Any]:
     lengths = same_work(rows["ours"], rows["peer"], job)
     one, other = (figures(rows[side], *(f"{part}_s" for part in PARTS)) for side in ("ours", "peer"))
     return {
-        "lengths": lengths, "group": job.group, "rows": job.rows, "threads": job.threads, "runs": runs,
+        "lengths": lengths, "group": job.group, "rows": job.rows, "threads": job.threads,
+        "device": torch.cuda.get_device_name() if job.device != "cpu" else "cpu", "runs": runs,
         "verified": "lengths of the ids that were drawn, scored and learnt from, every row of every run on both sides; "
         "tokens_through: ids that entered the model, counted at its embedding",
         "ours": one, "peer": {"name": rows["peer"][0]["versions"]} | other, "ratio": ratios(one, other),
@@ -131,6 +137,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = options((__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=["smollm2", "tiny"], default="smollm2")
     parser.add_argument("--part", choices=["all", "step", "packing"], default="all")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, dest="runs", help="the same as --runs")
     for name in LEAST:
         if name != "runs":
@@ -140,6 +147,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}")
+    if args.device != "cpu" and args.part != "step":
+        parser.error("--device cuda is for --part step alone")
     if args.group % args.rows:
         parser.error(f"--rows {args.rows} must divide --group {args.group}")
     return args
@@ -147,7 +156,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def job_of(args: argparse.Namespace, model: Path) -> Job:
     """The job on a GGUF. Raises ConfigError where its lengths do not fit the model's context."""
-    job = Job(str(model), *(getattr(args, field) for field in LEAST if field != "runs"))
+    job = Job(str(model), **{k: getattr(args, k) for k in (*LEAST, "device") if k != "runs"})
     context = int(Gguf(model).need("llama.context_length", int))
     longest = max(job.signals + job.summary, FRAME + job.summary + job.question + job.reply)
     if longest > context:

@@ -95,18 +95,21 @@ def test_a_part_of_the_clock_leaves_out_what_is_inside_it() -> None:
     assert clock.seconds["reward"] >= inside and 0.02 <= clock.seconds["phi"] <= whole - inside and clock.now == ""
 
 
-def test_the_peak_is_that_of_the_step_alone() -> None:
+def test_the_peak_is_that_of_the_step_alone(job: _step.Job) -> None:
     torch.ones(40_000_000).sum()  # 160 MB, gone before
-    before = _step.memory(reset=True)
+    before = _step.memory(job)
     kept = torch.ones(20_000_000)
-    found = _step.memory(before)
+    found = _step.memory(job, before)
     assert kept.sum() > 0 and 70 < found["peak_mb"] - found["loaded_mb"] < 110
 
 
 def test_wrong_numbers_are_one_line(
     tiny: tuple[Path, Any], job: _step.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words, said in (("--group 8 --rows 3", "--rows 3 must divide --group 8"), ("--summary 1", "at least 2")):
+    for words, said in (
+        ("--group 8 --rows 3", "--rows 3 must divide --group 8"), ("--summary 1", "at least 2"),
+        ("--device cuda", "for --part step alone"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as left:
             bench.arguments(words.split())
         assert left.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -251,3 +253,18 @@ def test_what_is_learnt_could_be_written_to_its_end(tokenizer: Tokenizer) -> Non
     assert {reader.say(wants, material, random.Random(i)) for i in range(8)} == {SHORT}
     ids, allowed = reader.completion(SHORT)
     assert all(i in a for i, a in zip(ids, allowed, strict=True)) and ids[-1] == tokenizer.eos
+
+
+def test_a_phrasing_whose_worth_is_not_known_is_not_taught_for_its_place_in_the_alphabet(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(corpus.FOLDER, tmp_path / "corpus"))
+    wide = (WARM.parent / "warm-start-wider.toml").read_text("utf-8")
+    own = recipe.parse(wide.replace("wide = true", f"wide = true\ncorpus = {json.dumps(str(folder))}"), "wide")
+    data = warm.load(own, tmp_path / "wide.toml")
+    slang = data.corpus.dimensions["era"].poles["modern_slang"].phrasings["summary"]
+    moved = warm.read_follow(folder / warm.FOLLOW_WIDE)
+    assert {t for t in slang if data.weights[t]} == set(sorted(slang, key=lambda t: -moved[t])[:3])
+    table = json.loads((folder / warm.FOLLOW_WIDE).read_text("utf-8"))
+    del table["phrasings"][slang[0]]
+    (folder / warm.FOLLOW_WIDE).write_text(json.dumps(table), "utf-8")
+    with pytest.raises(ConfigError, match="was not measured, nor 0 more"):
+        warm.load(own, tmp_path / "wide.toml")

@@ -18,7 +18,6 @@ from typing import Any
 
 from popi_edge import config
 from popi_edge.errors import PopiError
-from popi_edge.summarize import infer
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
 from popi_training.evaluate.journal import write_whole
@@ -46,10 +45,7 @@ def summaries(model: Pair, people: Sequence[User]) -> list[tuple[User, str, str]
     """(user, summary, status) of each."""
     out = []
     for user in people:
-        made = infer(
-            model.engine, user.signals, constraint=model.constraint, adapter=model.infer_adapter, lexicon=model.lexicon,
-            decoding=model.decoding, judge=model.generate_adapter,
-        )  # fmt: skip
+        made = model.infer(user.signals)
         out.append((user, made.text if made.status == "draft" else "", made.status))
     return out
 

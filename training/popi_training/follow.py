@@ -1,8 +1,9 @@
 """How well a generator follows each pole's own sentence: sign(m) accuracy and contrast by dimension of the corpus.
 
-    python -m popi_training.follow OUT.json [--pairs N] [--bundle B]
+    python -m popi_training.follow OUT.json [--wide] [--pairs N] [--every] [--bundle B]
 
-The k-th pair of a dimension is scored under the k-th phrasing (in turn) of both of its poles. For each of the two
+The k-th pair of a dimension is scored under the k-th phrasing (in turn) of both of its poles, with ``--every`` each
+pair under all phrasings. ``--wide``: of the dimensions that the wide part of the corpus adds. For each of the two
 replies as the wanted one: m under its own pole's sentence > 0 (accuracy) and > m under the opposite pole's (contrast,
 DESIGN's evaluation); ties count half.
 """
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,39 @@ def half_ties(value: float) -> float:
     return 1.0 if value > 0 else 0.5 if value == 0 else 0.0
 
 
-def margins(model: Model, corpus: Corpus, pair: Pair, turn: int) -> dict[str, Any]:
-    """log p(a) − log p(b) of a pair's replies a, b (in order of pole id): bare, and under either pole's sentence."""
+def margins(model: Model, corpus: Corpus, pair: Pair, turns: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """log p(a) − log p(b) of a pair's replies a, b (in order of pole id), for every turn: bare, and under either pole's
+    sentence."""
     tokenizer, prompt = model.engine.tokenizer, corpus.prompts[pair.prompt]
     a, b = sorted(pair.replies)
     replies = [prompts.reply_ids(tokenizer, pair.replies[p]) for p in (a, b)]
     poles = corpus.dimensions[pair.dimension].poles
-    said = {p: poles[p].phrasings["summary"] for p in (a, b)}
-    texts = {"bare": None, a: said[a][turn % len(said[a])], b: said[b][turn % len(said[b])]}
-    out: dict[str, Any] = {"pair": pair.id, "dimension": pair.dimension, "poles": [a, b], "turn": turn}
-    for name, text in texts.items():
-        up, down = model.engine.score(
-            prompts.generate_ids(tokenizer, prompt, summary=text), replies, adapter=model.generate_adapter
-        )
-        out[name] = up.total - down.total
-    return out
+
+    def under(text: str | None) -> float:
+        context = prompts.generate_ids(tokenizer, prompt, summary=text)
+        up, down = model.engine.score(context, replies, adapter=model.generate_adapter)
+        return up.total - down.total
+
+    bare = under(None)
+    for turn in turns:
+        out: dict[str, Any] = {"pair": pair.id, "dimension": pair.dimension, "poles": [a, b], "turn": turn}
+        said = {p: poles[p].phrasings["summary"] for p in (a, b)}
+        yield out | {"bare": bare} | {p: under(texts[turn % len(texts)]) for p, texts in said.items()}
+
+
+def work(corpus: Corpus, most: int, every: bool, among: Collection[str]) -> list[tuple[Pair, Sequence[int]]]:
+    """The pairs to score of the dimensions ``among``, at most so many of each, and the turns of each, the first pairs
+    of all dimensions first."""
+    count: dict[str, int] = defaultdict(int)
+    todo = []
+    for pair in corpus.pairs:
+        k, longest = count[pair.dimension], 0
+        for pole in corpus.dimensions[pair.dimension].poles.values():
+            longest = max(longest, len(pole.phrasings["summary"]))
+        if k < most and pair.dimension in among:
+            todo.append((k, pair, range(longest) if every else (k,)))
+            count[pair.dimension] += 1
+    return [(pair, turns) for _, pair, turns in sorted(todo, key=lambda t: t[0])]
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -71,20 +91,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, default=10_000, help="at most so many pairs of a dimension")
+    parser.add_argument("--wide", action="store_true", help="the dimensions that only the wide part has")
+    parser.add_argument("--every", action="store_true", help="each pair under all phrasings of its poles")
     parser.add_argument("--bundle")
     options = parser.parse_args()
     try:
-        corpus, model = load(), open_pair(options.bundle, None, config.load())
-        turns: dict[str, int] = defaultdict(int)
-        todo = []
-        for pair in corpus.pairs:
-            if turns[pair.dimension] < options.pairs:
-                todo.append((turns[pair.dimension], pair))
-                turns[pair.dimension] += 1
-        todo.sort(key=lambda t: t[0])
-        rows, began = [], time.monotonic()
-        for done, (turn, pair) in enumerate(todo, 1):
-            rows.append(margins(model, corpus, pair, turn))
+        corpus, model = load(wide=options.wide), open_pair(options.bundle, None, config.load())
+        among = corpus.dimensions.keys() - (load().dimensions if options.wide else ())
+        todo = work(corpus, options.pairs, options.every, among)
+        rows, began = list[dict[str, Any]](), time.monotonic()
+        for done, (pair, turns) in enumerate(todo, 1):
+            rows += margins(model, corpus, pair, turns)
             if done % 56 == 0:
                 left = (time.monotonic() - began) / done * (len(todo) - done) / 60
                 print(f"{done} of {len(todo)} pairs, {left:.0f} min left", file=sys.stderr, flush=True)
@@ -114,7 +131,7 @@ def phrasings(rows: list[dict[str, Any]], corpus: Corpus) -> dict[str, float]:
 
 
 def _write(out: Path, model: Model, corpus: Corpus, rows: list[dict[str, Any]]) -> None:
-    moved = phrasings(rows, corpus) if len(rows) > 8 * len(corpus.dimensions) else {}
+    moved = phrasings(rows, corpus) if len(rows) > 8 * len({r["dimension"] for r in rows}) else {}
     result = {"model": model.model, "dimensions": table(rows), "phrasings": moved}
     write_whole(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 

@@ -18,7 +18,6 @@ from popi_edge.errors import PopiError
 from popi_edge.importers import read
 from popi_edge.importers.jsonl import LineError, Skipped
 from popi_edge.signals import Signal
-from popi_edge.summarize import infer
 from popi_training.evaluate.run import open_pair
 
 
@@ -48,8 +47,7 @@ def main() -> None:
         pair = open_pair(None, args.engine, load())
         everyone = users_of(args.file)
         for name in random.Random(args.seed).sample(sorted(everyone), min(args.users, len(everyone))):
-            made = infer(pair.engine, everyone[name], constraint=pair.constraint, adapter=pair.infer_adapter,
-                         lexicon=pair.lexicon, decoding=pair.decoding, judge=pair.generate_adapter)  # fmt: skip
+            made = pair.infer(everyone[name])
             print(f"{name} [{made.status}, {made.tokens} tokens]: {made.text or made.reason}")
             print(*map(line, everyone[name]), sep="\n")
     except PopiError as e:

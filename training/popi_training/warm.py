@@ -26,7 +26,7 @@ from popi_training.pack import Ints, Packed, Sample, pack
 from popi_training.recipe import Recipe
 from popi_training.users import Material, Mix, User, Want, draw, draw_wants, mirror, say
 
-FOLLOW = "follow.json"
+FOLLOW, FOLLOW_WIDE = "follow.json", "follow-wide.json"
 LONGEST_WORD = 24
 """No token needs more tokens than this to a sentence's end (13 with the base's tokenizer)."""
 ROOM = 12
@@ -67,7 +67,7 @@ def load(recipe: Recipe, where: Path) -> Set:
     dev = Material(corpus, pairs=lambda p: p.prompt in split.dev_prompts, dimensions=dimensions)
     _complete(recipe, train, dev, str(folder))
     shown = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dev.dimensions)
-    weights = _weights(folder / FOLLOW, recipe, corpus)
+    weights = _weights(folder, recipe, corpus)
     return Set(train, dev, shown, split, weights, corpus, heldout)
 
 
@@ -137,18 +137,25 @@ def read_follow(path: Path) -> dict[str, float]:
         raise ConfigError(f"{path}: not a table of phrasings: {e}") from None
 
 
-def _weights(path: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
-    """How often each summary phrasing is taught, from how far it moves the generator; empty: all alike."""
+def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
+    """How often each summary phrasing is taught, from how far it moves the generator; empty: all alike. Raises
+    ConfigError for one that was not measured, which would be taught for its place in the alphabet."""
     sharpness, options = recipe.train.sharpness, recipe.train.options
     if not sharpness and not options:
         return {}
-    moved = read_follow(path)
+    moved = read_follow(folder / FOLLOW) | (read_follow(folder / FOLLOW_WIDE) if recipe.data.wide else {})
+    poles = [p.phrasings["summary"] for d in corpus.dimensions.values() for p in d.poles.values()]
+    if unknown := [text for said in poles for text in said if text not in moved]:
+        raise ConfigError(
+            f"{folder}: how {unknown[0]!r:.60} is followed was not measured, nor {len(unknown) - 1} more phrasings; "
+            "run popi_training.follow, or leave train.sharpness and train.options out"
+        )
     try:
         weights = {text: math.exp(sharpness * nats) for text, nats in moved.items()}
     except OverflowError:
-        raise ConfigError(f"train.sharpness is too large for the figures in {path}") from None
-    for pole in (p for d in corpus.dimensions.values() for p in d.poles.values()):
-        ranked = sorted(pole.phrasings["summary"], key=lambda t: (-moved.get(t, 0.0), t))
+        raise ConfigError(f"train.sharpness is too large for the figures in {folder / FOLLOW}") from None
+    for said in poles:
+        ranked = sorted(said, key=lambda t: (-moved[t], t))
         weights |= {text: 0.0 for text in ranked[options:] if options}
     return weights
 

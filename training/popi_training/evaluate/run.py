@@ -28,7 +28,8 @@ import numpy as np
 from popi_edge import prompts
 from popi_edge.config import Settings
 from popi_edge.engines.base import Constraint, Engine, common_prefix
-from popi_edge.summarize import Decoding, infer
+from popi_edge.signals import Signal
+from popi_edge.summarize import Decoding, Inferred, infer
 from popi_training.evaluate.conditions import (
     BARE,
     CONDITIONS,
@@ -62,6 +63,18 @@ class Pair:
     decoding: Decoding = field(default_factory=Decoding)
     untrained: Decoding | None = None
     """How the untouched base is made to write its summary beside the trained one; None where nothing is trained."""
+
+    def infer(self, signals: Sequence[Signal], *, untrained: bool = False) -> Inferred:
+        """One summary of signals, as the bundle makes it on a device; ``untrained``: as the base alone writes it."""
+        return infer(
+            self.engine,
+            signals,
+            constraint=self.constraint,
+            adapter=None if untrained else self.infer_adapter,
+            lexicon=self.lexicon,
+            decoding=self.untrained if untrained and self.untrained else self.decoding,
+            judge=self.generate_adapter,
+        )
 
     def settings(self, data: Dataset, seed: int) -> dict[str, Any]:
         """All that a stored unit depends on beside its key: what must agree for a run to be continued."""
@@ -124,17 +137,8 @@ def summarize_all(
     todo = sorted(k for k in histories if k not in journal)
     todo.sort(key=lambda k: [s.content_hash() for s in histories[k]])  # histories that begin alike side by side
     stage = ("untrained " if untrained else "") + ("summaries with profile" if profile else "summaries")
-    how = pair.untrained if untrained and pair.untrained else pair.decoding
     for key in todo:
-        made = infer(
-            pair.engine,
-            histories[key],
-            constraint=pair.constraint,
-            adapter=None if untrained else pair.infer_adapter,
-            lexicon=pair.lexicon,
-            decoding=how,
-            judge=pair.generate_adapter,
-        )
+        made = pair.infer(histories[key], untrained=untrained)
         kept = asdict(made)
         kept.pop("signal_ids")
         if made.status == "insufficient":
