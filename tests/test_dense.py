@@ -25,13 +25,13 @@ def test_what_the_first_signals_say_is_the_mean_of_the_posterior() -> None:
     bayes = world.bayes()
     for i in range(5):
         person, _ = world.draw(str(i), "train", 8)
-        means = bayes.means(person.signals)
+        means = bayes.posteriors(person.signals) @ bayes.types
         for k, line in enumerate(means, 1):
             posterior = bayes.posterior(person.signals[:k], "train")
             plain = [sum(p * t[a] for p, t in zip(posterior, bayes.types, strict=True)) for a in range(6)]
             assert line == pytest.approx(plain, abs=1e-9)
     told = [p for p in popi_micro.people(recipes.parse(RECIPE, "it"), 690) if len(p.signals) == 8]
-    assert told and all(np.allclose(p.known, bayes.means(p.signals)) for p in told)
+    assert told and all(np.allclose(np.array(p.known)[:, :6], bayes.posteriors(p.signals) @ bayes.types) for p in told)
     assert all(p.known == () for p in popi_micro.people(recipes.parse(RECIPE, "it"), 710))  # nothing is imitated there
 
 
@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_each_person_alone() -> None:
     read, model = popi_micro.reader(), untrained(len(popi_micro.reader().tokenizer), 0, SHAPE)
     end, bayes = read.tokenizer.encode(popi_micro.END)[0], world.bayes()
     people = [world.draw(str(i), "train", n)[0] for i, n in enumerate((1, 3, 8))]
-    known = [tuple(map(tuple, bayes.means(p.signals).tolist())) for p in people]
+    known = [tuple(map(tuple, (bayes.posteriors(p.signals) @ bayes.types).tolist())) for p in people]
     packs, apart = [], []
     for person, lines in zip(people, known, strict=True):
         samples = [

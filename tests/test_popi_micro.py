@@ -70,7 +70,7 @@ def test_the_warm_start_is_what_the_rest_is_compared_with_and_a_run_goes_on_over
     assert lines[3]["kl"] == pytest.approx(0, abs=1e-4)
 
 
-def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is_counted(recipe: Path) -> None:
+def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is_best(recipe: Path) -> None:
     read = recipes.read(recipe)
     first, later = popi_micro.people(read, 0), [p for s in range(3, 40) for p in popi_micro.people(read, s)]
     assert {p.id for p in first}.isdisjoint(p.id for p in later) and max(len(p.signals) for p in later) == 8
@@ -83,8 +83,14 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert all(b.signals[: len(a.signals)] == a.signals for a, b in itertools.pairwise(warming[:7]))
     assert [bool(p.targets) for p in warming[:8]] == [False] * 6 + [True, False]
     assert sum(bool(p.targets) for p in first) == sum(bool(p.targets) for p in warming) == read.train.batch
-    assert all(p.told == world.say(world.counted(p.signals)) for p in [*first, *later])
-    assert any(p.oracle != p.told for p in later)
+    law = world.bayes()
+    for p in warming:
+        each = [law.posterior(p.signals[:k], "train") for k in range(1, len(p.signals) + 1)]
+        said = [law.best_summary(posterior) for posterior in each]
+        assert p.told == world.say(said[-1]) and len(p.known) == len(each)
+        means = np.array([posterior @ law.types for posterior in each])
+        assert np.allclose(p.known, np.concatenate([means, np.array([*map(world.stress, said)]) / 4], 1))
+    assert any(p.oracle != p.told for p in warming) and not any(p.told or p.known for p in later[-24:])
 
 
 def test_who_only_counts_counts() -> None:

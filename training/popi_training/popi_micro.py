@@ -1,12 +1,12 @@
 """popi-micro: a pair of small models, trained from nothing in the controlled world.
 
 Both learn the world's words from scratch. Their reference is what they are at the end of the warm start, in which the
-inference model imitates what somebody would say who only counts (``world.counted``): all of it is there to be read in
-the signals, but it is not the summary that helps the generator most. That one has to be found by the joint objective.
-While it does so its states are held to what the signals say in numbers, the exact posterior means (``dense``). The
-generator learns under the truth, which it can learn to follow in a few hundred steps, and by and by half under what is
-counted, with DPO's labels smoothed: otherwise it is so sure of itself that a summary which is half right costs more
-than one that says nothing, and the inference model learns to say nothing.
+inference model imitates the summary that is best given the signals and taken at its word (``Bayes.best_summaries``),
+while its states are held to what these signals say in numbers: the exact posterior means, and the stress that this
+summary lays on each attribute (``dense``). What a generator makes of a summary beyond its words has to be found by the
+joint objective. The generator learns under the truth, which it can learn to follow in a few hundred steps, and by and
+by half under what is imitated, with DPO's labels smoothed: otherwise it is so sure of itself that a summary which is
+half right costs more than one that says nothing, and the inference model learns to say nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from popi_training.train import digest, recipe_hash
 
 SUMMARIES, LEAST = 96, 12
 """Summaries that a step of the warm start imitates, and the people whose they are at the least."""
+STRESSED = 4
+"""What the stress that a summary lays on an attribute is divided by beside the posterior means, which are below 2."""
 END = "\n\n"
 """What a signal ends with."""
 AT_ONCE = 24
@@ -66,19 +68,30 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     While warming up they have one signal for a while, then more and more, and each is there once for every number of
     signals up to that, in a row, so that what those have in common is read once; the fewer signals, the more people.
     ``train.batch`` of them have targets for the generator."""
-    warm, law = step < recipe.joint.warm, world.bayes()
-    most, made = _most(recipe, step), list[Person]()
+    warm, most, made = step < recipe.joint.warm, _most(recipe, step), list[Person]()
     for i in range(count(recipe, step)):
         person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
-        last = len(person.signals)
-        means = law.means(person.signals) if warm and recipe.joint.dense else np.zeros((0, 0))
-        best = law.best_summaries(law.posteriors(person.signals)[:most]) if warm else []
-        for k in range(1, most + 1) if warm else [last]:
-            told = world.say(best[k - 1]) if warm else ""
-            targets = person.targets if k == last and i < recipe.train.batch else ()
-            known = tuple(map(tuple, means[:k].tolist()))
-            made.append(replace(person, signals=person.signals[:k], told=told, targets=targets, known=known))
+        if i >= recipe.train.batch:
+            person = replace(person, targets=())
+        made += _upto(person, bool(recipe.joint.dense)) if warm else [person]
     return made
+
+
+def _upto(person: Person, dense: bool) -> list[Person]:
+    """Somebody after each of their signals, with the best summary of so many, the last time with their targets; where
+    it is asked for also with what these signals say, in numbers."""
+    law = world.bayes()
+    posteriors = law.posteriors(person.signals)
+    best = law.best_summaries(posteriors)
+    said = np.array([world.stress(wants) for wants in best]) / STRESSED
+    known = np.concatenate([posteriors @ law.types, said], 1)[: len(best) if dense else 0]
+    return [
+        replace(
+            person, signals=person.signals[:k], told=world.say(wants), known=tuple(map(tuple, known[:k].tolist())),
+            targets=person.targets if k == len(best) else (),
+        )
+        for k, wants in enumerate(best, 1)
+    ]  # fmt: skip
 
 
 def count(recipe: Recipe, step: int) -> int:

@@ -186,10 +186,6 @@ class Bayes:
         p = self.prior(part) * np.exp(log - log.max())
         return np.asarray(p / p.sum(), np.float64)
 
-    def means(self, signals: Sequence[Signal], part: str = "train") -> Values:
-        """E[θ | the first k signals] for k = 1 to all of them, [signals, A]. Raises ConfigError as ``posterior``."""
-        return self.posteriors(signals, part) @ self.types
-
     def posteriors(self, signals: Sequence[Signal], part: str = "train") -> Values:
         """P(θ | the first k signals) for k = 1 to all of them, [signals, T]. Raises ConfigError as ``posterior``."""
         log = self._loglik[[self._seen(s) for s in signals]].cumsum(0)
@@ -273,11 +269,18 @@ def _summaries(attributes: int) -> Iterator[tuple[tuple[Want, ...], list[int]]]:
                 yield wants_of(tuple(weights)), weights
 
 
+def stress(wants: Sequence[Want]) -> tuple[int, ...]:
+    """How much a summary taken at its word makes of each attribute, positive for the first pole, [A]."""
+    ranked = dict.fromkeys(ATTRIBUTES, 0)
+    for want, rank in zip(wants, RANKS, strict=False):
+        ranked[want.dimension] = rank * (1 - 2 * POLES[want.dimension].index(want.pole))
+    return tuple(ranked.values())
+
+
 def follow(wants: Sequence[Want], target: Target) -> int:
     """A summary taken at its word: positive where the chosen reply has more of what is wanted, negative the other."""
-    signs = [(ATTRIBUTES.index(w.dimension), 1 - 2 * POLES[w.dimension].index(w.pole)) for w in wants]
     d = view(target.chosen, target.rejected)
-    return sum(d[a] * sign * rank for (a, sign), rank in zip(signs, RANKS, strict=False))
+    return sum(a * b for a, b in zip(d, stress(wants), strict=True))
 
 
 class _Teller:
