@@ -22,9 +22,9 @@ from tests.test_train import edited, figures
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
     ("hidden = 64", "hidden = 32"), ("layers = 3", "layers = 2"), ("ffn = 192", "ffn = 64"),
-    ("warmup = 20", "warmup = 2"), ("\nwarm = 700", "\nwarm = 3"), ("steps = 840", "steps = 5"),
-    ("warm_generate = 700", "warm_generate = 2"),
-    ("batch = 24", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 4", "pairs = 1"),
+    ("warmup = 10", "warmup = 2"), ("\nwarm = 800", "\nwarm = 3"), ("steps = 880", "steps = 5"),
+    ("warm_generate = 800", "warm_generate = 2"),
+    ("batch = 64", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 6", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
 )  # fmt: skip

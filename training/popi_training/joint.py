@@ -90,7 +90,7 @@ class Joint(Trainer):
                 last = j.taught if group["role"] == "generate" else j.warm
                 group["lr"] = j.lr_warm * up * (1 - 0.9 * min(1.0, self.step / last))
             else:
-                group["lr"] = self.rate(self.step, group["base_lr"])
+                group["lr"] = self.rate(self.step, group["base_lr"], j.warm)
 
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""

@@ -81,11 +81,12 @@ class Trainer(ABC):
     def develop(self) -> dict[str, Any]:
         """Figures on development users, by names that begin with ``dev_``; ``dev_loss`` is what patience looks at."""
 
-    def rate(self, step: int, lr: float) -> float:
-        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps."""
+    def rate(self, step: int, lr: float, began: int = 0) -> float:
+        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps since
+        ``began``."""
         t = self.recipe.train
-        up = min(1.0, (step + 1) / max(1, t.warmup))
-        down = min(1.0, (t.steps - step) / max(1.0, t.decay * t.steps))
+        up = min(1.0, (step - began + 1) / max(1, t.warmup))
+        down = min(1.0, (t.steps - step) / max(1.0, t.decay * (t.steps - began)))
         return lr * up * down
 
     def set_rates(self) -> None:
