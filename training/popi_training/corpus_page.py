@@ -22,7 +22,7 @@ from popi_training.evaluate.journal import write_whole
 from popi_training.follow import CAN_FOLLOW
 
 PAGE = FOLDER.parent.parent / "docs" / "corpus.md"
-FOLLOW = FOLDER / "follow.json"
+FOLLOW, FOLLOW_WIDE = FOLDER / "follow.json", FOLDER / "follow-wide.json"
 SEED = 20261124
 SHOWN = 3
 FAMILIES = {
@@ -96,15 +96,19 @@ pairs a contrast is known to about ±0.15, so the mark is a rough one.
 
 WIDE = """## The wide part
 
-Written later, in the same way, by eight writers at once that did not see the rest, for what the first part lacks:
-short tasks (reword, classify, define, name three …), long replies, and {new} dimensions more. {prompts} prompts and
-{pairs} pairs, replies of {shortest} to {longest} words, in [training/corpus/wide](../training/corpus/wide). A
-recipe trains on it with `data.wide = true`; no test set is made from it, and the held-out dimensions are not in it.
-That the replies of the first part are all well-meant was seen on the developing half of a real data set (friendly
-against unfriendly replies): `courtesy` and `sarcasm` are here because of it.
+Written later, in the same way, by writers that did not see the rest: eight at once for what the first part lacks
+(short tasks: reword, classify, define, name three …; long replies; dimensions more), then five for long replies as chat
+assistants write them, for text that informs (news, encyclopedia, report) and for twelve of the dimensions. In all
+{new} dimensions more, {prompts} prompts and {pairs} pairs, replies of {shortest} to {longest} words, in
+[training/corpus/wide](../training/corpus/wide). A recipe trains on it with `data.wide = true`; no test set is made from
+it, and the held-out dimensions are not in it. That the replies of the first part are all well-meant was seen on the
+developing half of a real data set (friendly against unfriendly replies): `courtesy` and `sarcasm` are here because of
+it; that no text of it informs, on another one (news at three reading levels): hence a third of the later pairs of
+`expertise`, `technical_depth` and `reading_level`.
 
 Blind readers named the pole of {choice} by choice, and of {open} in the open, where the poles that show by absence
-(no sayings, no recap, no questions back) are hard to name from a list of forty dimensions.
+(no sayings, no recap, no questions back) are hard to name from a list of so many dimensions. *Contrast*: how the base
+follows, as above, each of eight pairs under every phrasing (`follow-wide.json`).
 """
 
 
@@ -122,15 +126,22 @@ class Sources:
 def read() -> Sources:
     """Everything from the committed files. Raises ConfigError naming what is missing or damaged."""
     train, held, wide = (blind.read_part(part) for part in blind.GUESSES)
-    try:
-        follow = json.loads(FOLLOW.read_text("utf-8"))["dimensions"]
-        if missing := sorted(set(train.dimensions) - set(follow)):
-            raise ConfigError(f"{FOLLOW.name}: nothing about {', '.join(missing)}; run popi_training.follow anew")
-    except (ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"{FOLLOW.name}: not what popi_training.follow writes: {e}") from None
+    follow = _followed(FOLLOW, set(train.dimensions))
+    follow |= _followed(FOLLOW_WIDE, set(wide.dimensions) - set(train.dimensions))
     guesses = tuple(blind.read_guesses(FOLDER / blind.GUESSES[part]) for part in blind.GUESSES)
     words = bagofwords.measure(train, held)
     return Sources((train, held, wide), guesses, follow, splits.read(), words)
+
+
+def _followed(path: Path, dimensions: set[str]) -> dict[str, dict[str, Any]]:
+    """How the base follows each of these. Raises ConfigError for a file that does not say it."""
+    try:
+        follow: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["dimensions"]
+        if missing := sorted(dimensions - set(follow)):
+            raise ConfigError(f"{path.name}: nothing about {', '.join(missing)}; run popi_training.follow anew")
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{path.name}: not what popi_training.follow writes: {e}") from None
+    return follow
 
 
 def examples(corpus: Corpus, dimension: str, n: int = SHOWN) -> list[Pair]:
@@ -206,11 +217,13 @@ def _wide(sources: Sources) -> str:
         prompts=len(set(wide.prompts) - set(train.prompts)), pairs=len(wide.pairs), shortest=shortest, longest=longest,
         new=len(set(wide.dimensions) - set(train.dimensions)), choice=whole(choice), open=whole(free),
     )  # fmt: skip
-    out = [text, "| dimension | about | pairs | mean words | choice | open |", "|---|---|---|---|---|---|"]
+    heads = ("dimension", "about", "pairs", "mean words", "choice", "open", "contrast")
+    out = [text, "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, dimension in wide.dimensions.items():
         means = ", ".join(f"{pole} {n:.0f}" for pole, n in lengths(wide, name).items())
         asked = [f"{c[name][1]}/{c[name][0]}" for c in (choice, free)]
         about = dimension.about if name not in train.dimensions else "as above"
+        asked.append("as above" if name in train.dimensions else f"{sources.follow[name]['contrast']:.2f}")
         count = sum(p.dimension == name for p in wide.pairs)
         out.append(f"| {name} | {about} | {count} | {means} | {' | '.join(asked)} |")
     return "\n".join(out) + "\n"
