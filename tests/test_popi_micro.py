@@ -85,7 +85,7 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert sum(bool(p.targets) for p in first) == sum(bool(p.targets) for p in warming) == read.train.batch
     law = world.bayes()
     for p in warming:
-        each = [law.posterior(p.signals[:k], "train") for k in range(1, len(p.signals) + 1)]
+        each = [law.posterior(p.signals[:k], "any") for k in range(1, len(p.signals) + 1)]
         said = [law.best_summary(posterior) for posterior in each]
         assert p.told == world.say(said[-1]) and len(p.known) == len(each)
         means = np.array([posterior @ law.types for posterior in each])

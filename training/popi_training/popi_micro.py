@@ -79,7 +79,11 @@ def people(recipe: Recipe, step: int) -> list[Person]:
 
 def _upto(person: Person, dense: bool) -> list[Person]:
     """Somebody after each of their signals, with the best summary of so many, the last time with their targets; where
-    it is asked for also with what these signals say, in numbers."""
+    it is asked for also with what these signals say, in numbers.
+
+    What is best is reckoned by somebody who knows of all users alike, not which wants no training user has together:
+    otherwise the model learns that there are no such people.
+    """
     law = world.bayes()
     posteriors = law.posteriors(person.signals)
     best = law.best_summaries(posteriors)

@@ -186,7 +186,7 @@ class Bayes:
         p = self.prior(part) * np.exp(log - log.max())
         return np.asarray(p / p.sum(), np.float64)
 
-    def posteriors(self, signals: Sequence[Signal], part: str = "train") -> Values:
+    def posteriors(self, signals: Sequence[Signal], part: str = "any") -> Values:
         """P(θ | the first k signals) for k = 1 to all of them, [signals, T]. Raises ConfigError as ``posterior``."""
         log = self._loglik[[self._seen(s) for s in signals]].cumsum(0)
         p = self.prior(part) * np.exp(log - log.max(1, keepdims=True))
