@@ -51,7 +51,7 @@ def test_the_page_marks_what_is_held_out_and_what_the_base_cannot_follow(
     rows = {r[0]: r[-1] for r in re.findall(r"^\| \[(\w+)\].*\| ([^|]*) \|$", page, re.MULTILINE)}
     assert {d for d, mark in rows.items() if "held out" in mark} == sources.split.dimensions
     assert {d for d, m in rows.items() if "not follow" in m} == {
-        d for d, f in sources.follow.items() if not f["follows"]
+        d for d in sources.corpora[0].dimensions if not sources.follow[d]["follows"]
     }
 
 
