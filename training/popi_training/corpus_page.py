@@ -100,11 +100,11 @@ Written later, in the same way, by writers that did not see the rest: eight at o
 (short tasks: reword, classify, define, name three …; long replies; dimensions more), then five for long replies as chat
 assistants write them, for text that informs (news, encyclopedia, report) and for twelve of the dimensions. In all
 {new} dimensions more, {prompts} prompts and {pairs} pairs, replies of {shortest} to {longest} words, in
-[training/corpus/wide](../training/corpus/wide). A recipe trains on it with `data.wide = true`; no test set is made from
-it, and the held-out dimensions are not in it. That the replies of the first part are all well-meant was seen on the
-developing half of a real data set (friendly against unfriendly replies): `courtesy` and `sarcasm` are here because of
-it; that no text of it informs, on another one (news at three reading levels): hence a third of the later pairs of
-`expertise`, `technical_depth` and `reading_level`.
+[training/corpus/wide](../training/corpus/wide). A recipe trains on it with `data.wide = true`, on what the five wrote
+with `data.later = true` too; no test set is made from it, and the held-out dimensions are not in it. That the replies
+of the first part are all well-meant was seen on the developing half of a real data set (friendly against unfriendly
+replies): `courtesy` and `sarcasm` are here because of it; that no text of it informs, on another one (news at three
+reading levels): hence a third of the later pairs of `expertise`, `technical_depth` and `reading_level`.
 
 Blind readers named the pole of {choice} by choice, and of {open} in the open, where the poles that show by absence
 (no sayings, no recap, no questions back) are hard to name from a list of so many dimensions. *Contrast*: how the base

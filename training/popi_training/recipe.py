@@ -31,13 +31,14 @@ class Base:
 @dataclass(frozen=True)
 class Data:
     """``corpus``: its folder, relative to the recipe (empty: the project's own). ``wide``: with what its part of that
-    name adds. ``dimensions``: those trained on
+    name adds; ``later``: also with what was added to that after popi-smol 0.5.0. ``dimensions``: those trained on
     (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of popi-micro.
     ``file``: instead of a corpus, a data set by public name or file (``popi_training.datasets``) of a ``format``;
     ``apart``: an evaluation file, of ``apart_format``, whose prompts must not be among those trained on."""
 
     corpus: str = ""
     wide: bool = False
+    later: bool = False
     dimensions: tuple[str, ...] = ()
     world: bool = False
     file: str = ""
