@@ -160,9 +160,10 @@ def load(folder: Path = FOLDER, *, heldout: bool = False, wide: bool = False, la
         if not any(part.glob("*.jsonl")):
             raise ConfigError(f"{part}: no corpus (JSON Lines files) there")
     for path in (path for part in parts for path in sorted(part.glob("*.jsonl"))):
-        limits = WIDE_WORDS if path.parent.name == WIDE else WORDS
-        if path.parent.name == WIDE and path.stem in LATER and not later:
+        in_wide = path.parent.name == WIDE
+        if in_wide and path.stem in LATER and not later:
             continue
+        limits = WIDE_WORDS if in_wide else WORDS
         for where, row in lines(path):
             if row.get("type") in ("fact", "reaction"):
                 _fact(row, where, corpus)

@@ -42,6 +42,7 @@ def margins(model: Model, corpus: Corpus, pair: Pair, turns: Sequence[int]) -> I
     a, b = sorted(pair.replies)
     replies = [prompts.reply_ids(tokenizer, pair.replies[p]) for p in (a, b)]
     poles = corpus.dimensions[pair.dimension].poles
+    said = {p: poles[p].phrasings["summary"] for p in (a, b)}
 
     def under(text: str | None) -> float:
         context = prompts.generate_ids(tokenizer, prompt, summary=text)
@@ -51,7 +52,6 @@ def margins(model: Model, corpus: Corpus, pair: Pair, turns: Sequence[int]) -> I
     bare = under(None)
     for turn in turns:
         out: dict[str, Any] = {"pair": pair.id, "dimension": pair.dimension, "poles": [a, b], "turn": turn}
-        said = {p: poles[p].phrasings["summary"] for p in (a, b)}
         yield out | {"bare": bare} | {p: under(texts[turn % len(texts)]) for p, texts in said.items()}
 
 
@@ -61,11 +61,10 @@ def work(corpus: Corpus, most: int, every: bool, among: Collection[str]) -> list
     count: dict[str, int] = defaultdict(int)
     todo = []
     for pair in corpus.pairs:
-        k, longest = count[pair.dimension], 0
-        for pole in corpus.dimensions[pair.dimension].poles.values():
-            longest = max(longest, len(pole.phrasings["summary"]))
+        k, poles = count[pair.dimension], corpus.dimensions[pair.dimension].poles.values()
         if k < most and pair.dimension in among:
-            todo.append((k, pair, range(longest) if every else (k,)))
+            turns = range(max(len(pole.phrasings["summary"]) for pole in poles)) if every else (k,)
+            todo.append((k, pair, turns))
             count[pair.dimension] += 1
     return [(pair, turns) for _, pair, turns in sorted(todo, key=lambda t: t[0])]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from popi_training.roles import Roles
 from popi_training.rollout import Draw, How, Rollouts, TransformersRollouts, rollout
 from popi_training.train import Trainer
 
+T = TypeVar("T")
 TOGETHER = 4
 """Contexts with their replies in one packed sequence; the tree mask costs the square of its length."""
 AT_ONCE = 8
@@ -181,7 +182,7 @@ class Joint(Trainer):
     def _rounds(self, asked: Sequence[Asked]) -> list[Sequence[Asked]]:
         """What is asked in chunks, and as many fillers as make them as many as any process has that must call the
         models as often."""
-        chunks = [asked[i : i + self.chunk] for i in range(0, len(asked), self.chunk)]
+        chunks = _cut(asked, self.chunk)
         return [*chunks, *[[("", FILLER)]] * (self.team.most(len(chunks)) - len(chunks))]
 
     @torch.no_grad()
@@ -191,7 +192,7 @@ class Joint(Trainer):
         new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
         new = list(dict.fromkeys(new))
         asked = [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]
-        for some in (asked[i : i + self.at_once] for i in range(0, len(asked), self.at_once)):
+        for some in _cut(asked, self.at_once):
             for t, value in zip(some, self.ratios("reference", [("", t) for t in some]).tolist(), strict=True):
                 self._references[t] = value
                 self._references[Target(t.prompt, t.rejected, t.chosen)] = -value
@@ -237,14 +238,13 @@ class Joint(Trainer):
         earned = self.rewards(groups)
         for group, worth in zip(groups, self._shuffled(groups, earned), strict=True):
             group.weights = objective.advantages(worth)
-        some = [groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)]
-        apart = [self._policy(each, len(groups) * self.team.size) for each in some]
+        apart = [self._policy(some, len(groups) * self.team.size) for some in _cut(groups, self.at_once)]
         means = {k: float(torch.stack([e[k] for e in earned]).mean()) for k in ("reward", "accuracy", "leak")}
         return {"loss": -self.recipe.joint.beta * means["reward"], **means, **told, "kl": sum(apart) / len(groups)}
 
     def _identities(self, groups: Sequence[Group]) -> dict[str, float]:
         """What every summary says of whose it is, ``at_once`` people at a time; the mean (nats)."""
-        for some in (groups[i : i + self.at_once] for i in range(0, len(groups), self.at_once)):
+        for some in _cut(groups, self.at_once):
             behind = [[self.reader.prompt(s) for s in g.person.alike] or [g.prompt] for g in some]  # their own: 0
             with self.roles.playing("infer") as model:
                 found = identity(model, [g.draws for g in some], behind, self.recipe.joint.temperature)
@@ -378,6 +378,11 @@ class Joint(Trainer):
         if not found["dev_loss"]:
             return {}
         return {k: sum(v) / len(v) for k, v in found.items()} | {"dev_distinct": len(set(texts)) / len(texts)}
+
+
+def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Items in order, ``size`` at a time."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
