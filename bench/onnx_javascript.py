@@ -2,7 +2,7 @@
 
 python -m bench.onnx_javascript MODEL.onnx [ADAPTER.gguf BASE.gguf] --modules NODE_MODULES, with tokenizer.json,
 tokenizer_config.json and config.json beside the model. The packages are npm's; what is not installed is listed under
-``not_covered``. Not covered in any case: browsers, WebGPU, phones.
+``not_covered``. Browsers: ``bench.onnx_browser``. Not covered: phones.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ SCRIPTS = {
 TEXT = "<|im_start|>user\nWhat is a heat pump, and what is it good for?<|im_end|>\n<|im_start|>assistant\n"
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, Floats]
+
+
+def read_ids(model: Path, text: str) -> list[int]:
+    """A text's tokens by the tokenizer.json beside a model."""
+    tokenizer = Tokenizer.from_file(str(model.with_name("tokenizer.json")))
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def missing(runtime: str, modules: Path) -> str | None:
@@ -122,7 +128,7 @@ def alike(ours: Sequence[int], theirs: Sequence[int]) -> int:
 def compare(model: Path, modules: Path, text: str, steps: int, adapter: Arrays) -> dict[str, Any]:
     """Per runtime: its version, how many greedy tokens are Python's before the first that is not, and for those fed by
     names the largest difference of a logit up to there, as a part of the largest logit."""
-    ids = Tokenizer.from_file(str(model.with_name("tokenizer.json"))).encode(text, add_special_tokens=False).ids
+    ids = read_ids(model, text)
     tokens, logits = in_python(model, ids, steps, adapter)
     out: dict[str, Any] = {"python": {"version": version("onnxruntime"), "tokens": tokens}, "not_covered": []}
 
