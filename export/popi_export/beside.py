@@ -21,7 +21,8 @@ from popi_export.source import Source
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
            "gemma3": "Gemma3ForCausalLM"}  # fmt: skip
-LEFT_OUT = ("auto_map", "_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file")
+LEFT_OUT = ("auto_map", "_name_or_path", "_model_name_or_path", "name_or_path", "tokenizer_file", "vocab_file",
+            "special_tokens_map_file")  # fmt: skip
 KEY = "tokenizer.ggml."
 
 

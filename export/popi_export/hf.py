@@ -41,9 +41,9 @@ OFF = frozenset({
 HARMLESS = frozenset({
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "torch_dtype",
     "dtype", "transformers_version", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
-    "max_window_layers", "pretraining_tp", "_name_or_path", "_attn_implementation_autoset", "is_llama_config",
-    "transformers.js_config", "cache_implementation", "output_attentions", "output_hidden_states", "return_dict",
-    "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class",
+    "max_window_layers", "pretraining_tp", "_name_or_path", "_model_name_or_path", "_attn_implementation_autoset",
+    "is_llama_config", "transformers.js_config", "cache_implementation", "output_attentions", "output_hidden_states",
+    "return_dict", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class",
     "finetuning_task", "prefix", "decoder_start_token_id", "torchscript", "unsloth_version", "unsloth_fixed",
     "begin_suppress_tokens", "suppress_tokens", "hidden_act", "hidden_activation", "use_mrope",
 })  # fmt: skip

@@ -93,8 +93,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axis in (left, right):
         axis.set_ylim(0, 1.03)
         axis.set_ylabel("share of wants named")
-        axis.legend()
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=2)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=110, metadata={"Software": ""})
     pyplot.close(figure)
 

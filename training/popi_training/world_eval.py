@@ -14,7 +14,8 @@ opposite person, on the same pair), intervals clustered by person:
     counted_summary    what somebody would say who only counts
     best_summary       the summary that is best given what the signals can say (world.Bayes.best_summary)
     oracle_summary     the truth
-    bayes              no summary: the exact predictor from the same signals
+    bayes              no summary: the exact predictor from the same signals, who knows of which part somebody is
+    bayes_any          the same who does not know: of all users alike
 
 ``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast.
 """
@@ -100,10 +101,10 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     said["constant_summary"] = [_constant(trainer, own, summary[:users])] * 2 * users
     found = {name: _outcome(trainer, own, texts) for name, texts in said.items()}
     found["warm_summary"] = _outcome(trainer, own, warm, "reference")
-    certain = np.array([law.predict(q, t) - 0.5 for p, q in zip(own, posterior, strict=True) for t in p.targets])
-    found["bayes"] = Outcome(certain.round(9), -certain.round(9), np.zeros(len(certain)))
+    found["bayes"] = _predicted(own, posterior)
+    found["bayes_any"] = _predicted(own, [law.posterior(p.signals, "any") for p in own])
     clusters = [p.id for p in own for _ in p.targets]
-    length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0}
+    length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0, "bayes_any": 0.0}
     length["warm_summary"] = length["warm_in_joint"]
     conditions: dict[str, dict[str, Any]] = {
         name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast") | {"tokens": length[name]}
@@ -126,6 +127,13 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
         "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
         "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
     }
+
+
+def _predicted(own: Sequence[Person], posteriors: Sequence[world.Values]) -> Outcome:
+    law = world.bayes()
+    certain = [law.predict(q, t) - 0.5 for p, q in zip(own, posteriors, strict=True) for t in p.targets]
+    sure = np.array(certain).round(9)
+    return Outcome(sure, -sure, np.zeros(len(sure)))
 
 
 def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: str = "generate") -> Outcome:
