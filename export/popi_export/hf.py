@@ -43,9 +43,9 @@ HARMLESS = frozenset({
     "dtype", "transformers_version", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
     "max_window_layers", "pretraining_tp", "_name_or_path", "_model_name_or_path", "_attn_implementation_autoset",
     "is_llama_config", "transformers.js_config", "cache_implementation", "output_attentions", "output_hidden_states",
-    "return_dict", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class",
-    "finetuning_task", "prefix", "decoder_start_token_id", "torchscript", "unsloth_version", "unsloth_fixed",
-    "begin_suppress_tokens", "suppress_tokens", "hidden_act", "hidden_activation", "use_mrope",
+    "return_dict", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "task_specific_params",
+    "tokenizer_class", "finetuning_task", "prefix", "decoder_start_token_id", "torchscript", "unsloth_version",
+    "unsloth_fixed", "begin_suppress_tokens", "suppress_tokens", "hidden_act", "hidden_activation", "use_mrope",
 })  # fmt: skip
 """Keys that change nothing about the logits of a text model in inference."""
 ODD_LAYERS = 62
