@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from popi_edge.errors import ConfigError, ModelError, PopiError
 from popi_edge.models.gguf import Gguf
-from popi_export import source, vocabulary
+from popi_export import beside, source, vocabulary
 from popi_export.to_gguf import write_model
 from tests import raw_gguf, tiny_hf
 
@@ -174,7 +174,10 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("llama", model(byte_fallback=True), "byte_fallback does not go with"),
     ("llama", model(end_of_word_suffix="</w>"), "end_of_word_suffix is not supported"),
     ("llama", model(merges=["a b c"]), "is not two tokens"),
+    ("llama", model(merges=["a b", 5]), "the merge 5 is not two tokens"),
+    ("llama", model(merges=[["a", "b"], ["a", 5]]), r"the merge \['a', 5\] is not two tokens"),
     ("llama", model(merges=[["q", "qqq"]]), "is of or to no token"),
+    ("llama", model(merges=[["", "q"]]), "is of or to no token"),
     ("llama", tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})), r"\(Whitespace\) is not one"),
     ("llama", tokenizer(lambda t: t.update(pre_tokenizer=None)), "its pre-tokenizer is not one that is known"),
     ("llama", tokenizer(lambda t: t["pre_tokenizer"].update(pretokenizers=[SPLIT, LEVEL])), r"\(Split \+ ByteLevel\)"),
@@ -202,6 +205,17 @@ def test_it_is_refused_in_one_line(architecture: str, change: Change, words: str
     with pytest.raises(ModelError, match=words) as refused:
         source.read(path)
     assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_names_that_change_nothing_are_left_out(made: Path, tmp_path: Path) -> None:
+    """transformers writes _model_name_or_path where it read a GGUF file."""
+    path = tmp_path / "m"
+    shutil.copytree(made / "llama", path)
+    tiny_hf.edit(path / "config.json", _model_name_or_path="Some model", _name_or_path="/home/me/model")
+    found = source.read(path)
+    write_model(tmp_path / "m.gguf", found, "F32")
+    written = beside.files(found, Gguf(tmp_path / "m.gguf"))
+    assert b"name_or_path" not in b"".join(written.values())
 
 
 def test_a_missing_chat_template_can_be_given(made: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ Not covered: WordPiece, Unigram, tokens that strip spaces beside them, a token a
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from popi_edge.models.template import MAX_LENGTH
 from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, SPLITS, byte_alphabet
 from popi_export import spm
 from popi_export.architectures import ARRAY, BOOL, Field
-from popi_export.bounded import MANY, read_bytes, read_json
+from popi_export.bounded import MANY, read_bytes, read_json, uncollected
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 40 << 20, 1 << 21, MAX_LENGTH
@@ -108,6 +110,7 @@ class Vocabulary:
         return out
 
 
+@uncollected()
 def read(
     folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = None, rows: int = MAX_TOKENS
 ) -> Vocabulary:
@@ -262,18 +265,21 @@ def _merges(model: Mapping[str, Any], tokens: set[str], path: Path, *, spaces: b
             raise ModelError(f"{path}: {key} is not supported")
     if bool(model.get("byte_fallback")) != spaces:
         raise ModelError(f"{path}: byte_fallback does not go with its pre-tokenizer")
-    out = []
-    for merge in found:
-        pair = merge.split(" ") if type(merge) is str else merge
-        if type(pair) is not list or len(pair) != 2 or not type(pair[0]) is type(pair[1]) is str or "" in pair:
-            raise ModelError(f"{path}: the merge {merge!r:.60} is not two tokens")
-        first, second = pair
-        if not (first in tokens and second in tokens and first + second in tokens):
-            raise ModelError(f"{path}: the merge {merge!r:.60} is of or to no token")
-        if not spaces and (" " in first or " " in second):
-            raise ModelError(f"{path}: the merge {merge!r:.60} has a space in a token")
-        out.append((first, second))
-    return out
+    pairs = [m.split(" ") if type(m) is str else m for m in found]
+    plain = set(map(type, pairs)) <= {list} and set(map(len, pairs)) <= {2}
+    if not plain or not set(map(type, itertools.chain.from_iterable(pairs))) <= {str}:
+        merge = next(m for m, p in zip(found, pairs, strict=True)
+                     if type(p) is not list or len(p) != 2 or not type(p[0]) is type(p[1]) is str)  # fmt: skip
+        raise ModelError(f"{path}: the merge {merge!r:.60} is not two tokens")
+    firsts, seconds = [p[0] for p in pairs], [p[1] for p in pairs]
+    made = list(map(operator.concat, firsts, seconds))
+    if lost := {*firsts, *seconds, *made} - tokens:
+        i = next(i for i, texts in enumerate(zip(firsts, seconds, made, strict=True)) if not lost.isdisjoint(texts))
+        raise ModelError(f"{path}: the merge {found[i]!r:.60} is of or to no token")
+    if not spaces and (odd := {t for t in {*firsts, *seconds} if " " in t}):
+        i = next(i for i, pair in enumerate(pairs) if not odd.isdisjoint(pair))
+        raise ModelError(f"{path}: the merge {found[i]!r:.60} has a space in a token")
+    return list(zip(firsts, seconds, strict=True))
 
 
 def _beginning(
