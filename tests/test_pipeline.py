@@ -61,6 +61,35 @@ def listed(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir())
 
 
+BARE = """
+import sys; sys.modules.update(dict.fromkeys(["torch", "transformers", "peft", "accelerate", "optimum", "llama_cpp"]))
+from popi_edge.cli import main; main()
+"""
+
+
+def without(home: Path, *words: str | Path) -> tuple[int, str, str]:
+    """``popi export`` where neither torch nor llama.cpp is installed: exit code, stdout, stderr."""
+    command = [sys.executable, "-c", BARE, "export", *map(str, words), "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_onnx_is_made_where_there_is_no_torch_and_what_needs_it_says_so_at_once(folder: Path, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    wanted = ("--to", "gguf,onnx", "--quant", "F32,fp32")
+    refused(without(home, folder, out, *wanted), "comparing needs torch", "--verify off")
+    refused(without(home, folder, out, *wanted, "--onnx", "optimum", "--verify", "off"), "optimum", "not installed")
+    (tmp_path / "run").mkdir()
+    refused(without(home, tmp_path / "run", tmp_path / "other"), "torch not installed")
+    code, _, err = without(home, folder, out, *wanted, "--verify", "off")
+    assert code == 0, err
+    assert {"model-F32.gguf", "model-fp32.onnx"} <= set(listed(out))
+    code, _, err = without(home, out / "model-F32.gguf", tmp_path / "again", "--to", "onnx", "--quant", "fp32",
+                           "--licence", "CC0-1.0", "--verify", "off")  # fmt: skip
+    assert code == 0, err
+    assert (out / "model-fp32.onnx.data").read_bytes() == (tmp_path / "again" / "model-fp32.onnx.data").read_bytes()
+
+
 def test_a_folder_becomes_a_bundle_with_everything_that_belongs_to_it(
     folder: Path, popi: Popi, tmp_path: Path
 ) -> None:

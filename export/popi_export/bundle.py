@@ -36,9 +36,7 @@ from popi_edge.prompts import CONTRACT
 from popi_export.stages import versions
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
-from popi_training.base import lora_layers
 from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
-from popi_training.train import read_checkpoint, recipe_hash
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -80,7 +78,10 @@ class Checkpoint:
 
 def read(path: Path, settings: Settings) -> Checkpoint:
     """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
-    that devices do not know, ModelError for a damaged checkpoint or another base."""
+    that devices do not know, ModelError for a damaged checkpoint or another base. Only this needs torch."""
+    from popi_training.base import lora_layers
+    from popi_training.train import read_checkpoint, recipe_hash
+
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise ModelError(f"{path}: there is no such file or folder")

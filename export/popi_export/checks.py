@@ -83,13 +83,19 @@ def candidates(written: Written, runtime: bool) -> list[Candidate]:
     return found
 
 
+def ready() -> None:
+    """Raises EngineError naming what comparing needs and is not installed."""
+    for module, extra in (("torch", "training,export"), ("llama_cpp", "llama")):
+        if importlib.util.find_spec(module) is None:
+            raise EngineError(f"comparing needs {module}: pip install 'popi-edge[{extra}]' (or --verify off)")
+
+
 def compare(
     source: Source, written: Written, *, merge: str | None, roles: Mapping[str, str], how: Thorough, limits: Limits,
     tell: Callable[[str], Any],
 ) -> Report:  # fmt: skip
     """The report. Raises EngineError where torch is not installed, ModelError, ConfigError."""
-    if importlib.util.find_spec("torch") is None:
-        raise EngineError("comparing needs torch: pip install 'popi-edge[training,export]' (or --verify off)")
+    ready()
     plain = Gguf(written.plain)
     try:
         runtime: Tokenizer | None = Tokenizer(plain)
@@ -128,9 +134,7 @@ def kept(
 
     Raises EngineError where something is not installed, ModelError, ConfigError.
     """
-    for module, extra in (("torch", "training,export"), ("llama_cpp", "llama")):
-        if importlib.util.find_spec(module) is None:
-            raise EngineError(f"comparing needs {module}: pip install 'popi-edge[{extra}]' (or --verify off)")
+    ready()
     base = source.file
     assert base is not None
     tokenizer, longest, kind = Tokenizer(base), min(source.config.context, 512), kind_of(base)

@@ -21,7 +21,7 @@ from popi_edge.models import onnx_check
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.manifest import MANIFEST, MAX_MANIFEST, WHOLE
 from popi_edge.prompts import CONTRACT
-from popi_export import beside, card, genai, licences, plan, quantize, stages, to_onnx
+from popi_export import beside, card, checks, genai, licences, plan, quantize, stages, to_onnx
 from popi_export.activations import collect
 from popi_export.bundle import drafted, entry, refuse_taken, training
 from popi_export.imatrix import ImportanceMatrix, calibration_text
@@ -50,6 +50,8 @@ class Export:
 
     def __init__(self, source: Source, wanted: Plan) -> None:
         self.source, self.plan = source, wanted
+        if wanted.verify != "off":
+            checks.ready()
         self.limits, self.text = self._limits(), self._text()
         self.licences = licences.find(source, wanted.base, wanted.licence)
         self.fingerprint = plan.fingerprint(source, wanted.base)
@@ -179,8 +181,6 @@ class Export:
 
     def _verified(self) -> Stage:
         """Everything written compared with the source. Raises ModelError where a limit does not hold."""
-        from popi_export import checks
-
         limits = self.limits
         written = checks.Written(
             plain=self.plain_file,
