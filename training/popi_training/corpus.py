@@ -158,7 +158,8 @@ def load(folder: Path = FOLDER, *, heldout: bool = False, wide: bool = False, la
     parts = [folder / HELDOUT] if heldout else [folder, *([folder / WIDE] if wide else [])]
     for part in parts:
         if not any(part.glob("*.jsonl")):
-            raise ConfigError(f"{part}: no corpus (JSON Lines files) there")
+            hint = "; it is in a clone: pip install -e . there" if folder == FOLDER else ""
+            raise ConfigError(f"{part}: no corpus (JSON Lines files) there{hint}")
     for path in (path for part in parts for path in sorted(part.glob("*.jsonl"))):
         in_wide = path.parent.name == WIDE
         if in_wide and path.stem in LATER and not later:
