@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.common import show
-from bench.onnx_javascript import TEXT, Arrays, Floats, adapter_arrays, alike, in_python, read_ids
+from bench.onnx_javascript import TEXT, Arrays, adapter_arrays, alike, beside, in_python, read_ids
 
 RUNTIMES = {"wasm": "onnxruntime-web", "webgpu": "onnxruntime-web", "transformers": "@huggingface/transformers"}
 """What a page runs → the npm package that it is in."""
@@ -138,8 +138,8 @@ def _browser(url: str, runtime: str) -> Iterator[None]:
 
 def in_browser(
     runtime: str, modules: Path, model: Path, ids: Sequence[int], text: str, steps: int, adapter: Arrays
-) -> tuple[dict[str, Any], Floats]:
-    """What the page said, and the last logits of every step [steps, V] (empty by transformers.js).
+) -> tuple[dict[str, Any], bytes]:
+    """What the page said, and the last logits of every step as float32 [steps, V] (none by transformers.js).
 
     Raises RuntimeError with what the page said went wrong, or that it said nothing within ``PATIENCE``.
     """
@@ -157,7 +157,7 @@ def in_browser(
             page.shutdown()
         if "failed" in said:
             raise RuntimeError(str(said["failed"])[:300])
-        return said, np.frombuffer(page.logits, np.float32).reshape(steps if page.logits else 1, -1)
+        return said, page.logits
 
 
 def compare(
@@ -178,15 +178,13 @@ def compare(
         except RuntimeError as e:
             out[runtime] = {"failed": str(e)}
             continue
-        same, of = alike(tokens, said["tokens"]), len(said["tokens"])
+        theirs = said["tokens"]
         package = json.loads((modules / RUNTIMES[runtime] / "package.json").read_text("utf-8"))
-        out[runtime] = {"version": package["version"], "tokens_alike": same, "of": of}
         if own:
-            out[runtime]["ids_alike"] = said["ids"] == ids
+            told = {"tokens_alike": alike(tokens, theirs), "of": len(theirs), "ids_alike": said["ids"] == ids}
         else:
-            seen = min(same + 1, steps)  # the step at which they part still had the same input
-            worst = np.abs(found[:seen] - logits[:seen]).max() / np.abs(logits).max()
-            out[runtime]["largest_difference"] = float(worst)
+            told = beside(tokens, logits, theirs, np.frombuffer(found, np.float32).reshape(steps, -1))
+        out[runtime] = {"version": package["version"]} | told
     return out
 
 

@@ -125,6 +125,15 @@ def alike(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
 
 
+def beside(tokens: Sequence[int], logits: Floats, theirs: Sequence[int], found: Floats) -> dict[str, Any]:
+    """How many greedy tokens are Python's before the first that is not, of how many, and the largest difference of a
+    logit up to there, as a part of the largest logit."""
+    same = alike(tokens, theirs)
+    seen = min(same + 1, len(theirs))  # the step at which they part still had the same input
+    worst = float(np.abs(found[:seen] - logits[:seen]).max() / np.abs(logits).max())
+    return {"tokens_alike": same, "of": len(theirs), "largest_difference": worst}
+
+
 def compare(model: Path, modules: Path, text: str, steps: int, adapter: Arrays) -> dict[str, Any]:
     """Per runtime: its version, how many greedy tokens are Python's before the first that is not, and for those fed by
     names the largest difference of a logit up to there, as a part of the largest logit."""
@@ -134,10 +143,7 @@ def compare(model: Path, modules: Path, text: str, steps: int, adapter: Arrays) 
 
     def fed(runtime: str) -> dict[str, Any]:
         release, theirs, found = by_names(runtime, modules, model, ids, steps, adapter)
-        same = alike(tokens, theirs)
-        seen = min(same + 1, steps)  # the step at which they part still had the same input
-        worst = float(np.abs(found[:seen] - logits[:seen]).max() / np.abs(logits).max())
-        return {"version": release, "tokens_alike": same, "of": steps, "largest_difference": worst}
+        return {"version": release} | beside(tokens, logits, theirs, found)
 
     def by_itself(runtime: str) -> dict[str, Any]:
         job = {"folder": str(model.resolve().parent), "file": model.name, "text": text, "steps": steps}

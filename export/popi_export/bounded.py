@@ -3,10 +3,7 @@ refused."""
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +41,6 @@ def parse_json(data: bytes, what: str, *, most: int = MANY) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{what}: an object is needed, not {type(value).__name__}")
     return value
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector, which would go through a hundred thousand new lists again and again."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
 
 
 def _few(data: bytes, most: int) -> bool:

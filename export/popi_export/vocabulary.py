@@ -27,7 +27,7 @@ from popi_edge.models.template import MAX_LENGTH
 from popi_edge.models.tokenizer import ENDS, NORMALIZER, OTHERS, SPLITS, byte_alphabet
 from popi_export import spm
 from popi_export.architectures import ARRAY, BOOL, Field
-from popi_export.bounded import MANY, read_bytes, read_json, uncollected
+from popi_export.bounded import MANY, read_bytes, read_json
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 MAX_TOKENIZER, MAX_SETTINGS, MAX_TEMPLATE = 40 << 20, 1 << 21, MAX_LENGTH
@@ -110,7 +110,6 @@ class Vocabulary:
         return out
 
 
-@uncollected()
 def read(
     folder: Path, ends: Iterable[int] = (), *, chat_template: str | None = None, rows: int = MAX_TOKENS
 ) -> Vocabulary:

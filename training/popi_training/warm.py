@@ -54,9 +54,8 @@ class Set:
 def load(recipe: Recipe, where: Path) -> Set:
     """Read and check the data of a recipe. Raises ConfigError where something of it is held out."""
     folder = (where.parent / recipe.data.corpus).resolve() if recipe.data.corpus else corpora.FOLDER
-    corpus, heldout = corpora.load(folder, wide=recipe.data.wide, later=recipe.data.later), corpora.load(
-        folder, heldout=True
-    )
+    corpus = corpora.load(folder, wide=recipe.data.wide, later=recipe.data.later)
+    heldout = corpora.load(folder, heldout=True)
     split = splits.read(folder / splits.FILE.name)
     dimensions = recipe.data.dimensions or tuple(d for d in corpus.dimensions if d not in split.dimensions)
     for name in dimensions:
