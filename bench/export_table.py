@@ -1,11 +1,13 @@
 """popi-smol's base and generator in every format and engine: size, load, prefill, decode, memory, KL, task figures.
 
     python -m bench.export_table OUT.json --work DIR [--rows N] [--only KIND …] [--pairs N] [--longest N] [--runs N]
+    python -m bench.export_table OUT.json --work DIR --timed     # speed and memory of all its rows anew, in one sitting
 
 Against torch in float32 on the dequantized base, the generator's adapter active on both sides: kept, as GGUF or as ONNX
 Runtime's. What a row of OUT.json has already is not measured again, so the table may be made in several sittings; its
 pairs are where there were fewer than ``--pairs``, and its tokenizer where it has none. OUT.json is written whole or not
-at all, OUT.md and OUT.png beside it anew each time. Speeds are of the machine as it was.
+at all, OUT.md and OUT.png beside it anew each time. Speeds are of the machine as it was; ``--timed`` also writes down
+how busy it was with other things before each row, and is to be run when it is not.
 
 A row's tokenizer is compared with another program's: llama.cpp's with popi's, popi's own and the tokenizer.json beside
 ONNX with llama.cpp's. Pairs are of the held-out corpus, short ones: no more than ``--longest`` tokens each.
@@ -19,6 +21,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -39,7 +42,7 @@ from popi_edge.models.tokenizer import Tokenizer
 from popi_export import beside, fuzz, quantize, source, tasks, to_onnx, vocabulary
 from popi_export.activations import collect
 from popi_export.imatrix import calibration_text
-from popi_export.measure import Settings
+from popi_export.measure import Settings, measure
 from popi_export.native import NativeModel
 from popi_export.runners import TorchRunner, open_runner
 from popi_export.verify import Candidate, Report, Row, judge, restored, verify, windows, with_task
@@ -51,6 +54,7 @@ WEIGHED = ("Q4_K_M", "Q4_0", "IQ4_NL")
 """Kinds that are also made with an importance matrix."""
 POPI = ("F32", "F16", "Q8_0", "Q4_1", "Q4_0")
 ONNX = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_1"}
+BUSY = "other work ran on the machine meanwhile: speeds are lower than on a quiet one"
 SIZE, COUNT = 128, 4
 LIMITS = Limits(task=1.0)
 """The defaults, but for the task: 48 pairs still differ by chance, and so break no limit here."""
@@ -148,7 +152,11 @@ class Table:
         text = "\n\n".join(r for p in corpus.load(heldout=True).pairs for r in p.replies.values())
         self.texts = windows(tokenizer.encode(text[: 16 * SIZE * COUNT]), size=SIZE, count=COUNT)
         self.pairs = tasks.items(tokenizer, pairs, 0, longest=longest) if pairs else []
-        self.reference = Remembered(model, adapter(), work)
+        self.reference, self.counted = Remembered(model, adapter(), work), len(self.pairs)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(tokens=512, decode=48, runs=self.runs)
 
     @cached_property
     def native(self) -> NativeModel:
@@ -168,8 +176,15 @@ class Table:
         return verify(
             [c], lambda role: self.reference, self.texts, limits=LIMITS, task=self.task if self.pairs else None,
             tokenizer=self.encode(c), special=fuzz.controls(self.gguf), clean=fuzz.cleaner(self.gguf),
-            speed=Settings(tokens=512, decode=48, runs=self.runs),
+            speed=self.settings,
         ).rows[0]  # fmt: skip
+
+    def timed(self, row: Row) -> Row:
+        """The row with its speed and memory measured anew."""
+        c = row.candidate
+        width = len(self.gguf.fields["tokenizer.ggml.tokens"])
+        found = measure(c.engine, c.model, c.adapter, vocabulary=width, context=2_048, how=self.settings)
+        return replace(row, speed=found)
 
     def lacks(self, row: Row) -> bool:
         return row.tokenizer is None or row.pairs.get("pairs", 0) < len(self.pairs)
@@ -193,6 +208,7 @@ def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], ho
     before = json.loads(out.read_text()) if out.exists() else {"rows": []}
     have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
     how.runs = min(how.runs, before.get("runs", how.runs))  # as the rows have that are there
+    note = before.get("note", BUSY)
     every = list(candidates(model, work))
     done = {c: restored(have[key], c, LIMITS, tokenizers=False) for c, _ in every
             if (key := (c.model.name, c.engine, c.role)) in have}  # fmt: skip
@@ -206,19 +222,53 @@ def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], ho
             rows -= 1
             print(c.name, file=sys.stderr)
             make()
+            note = note if c in done else BUSY
             done[c] = how.completed(done[c]) if c in done else how.measured(c)
-            write(report(), out, how)
-    write(report(), out, how)
+            write(report(), out, how, note)
+    write(report(), out, how, note)
     return report()
 
 
-def write(report: Report, out: Path, how: Table) -> None:
+def timed(model: Path, out: Path, work: Path, how: Table) -> Report:
+    """Measure speed and memory of all rows of ``out`` anew, one after another; it is written once, at the end.
+
+    Raises ModelError where a row's file is not in ``work`` any more."""
+    before = json.loads(out.read_text())
+    how.runs, how.counted = before["runs"], before["pairs"]
+    have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
+    rows, most = [], 0.0
+    for c, _ in candidates(model, work):
+        if (key := (c.model.name, c.engine, c.role)) in have:
+            most = max(most, busy())
+            rows.append(how.timed(restored(have[key], c, LIMITS, tokenizers=False)))
+            print(c.name, rows[-1].speed, file=sys.stderr)
+    report = Report(before["reference"], tuple(rows), LIMITS)
+    write(report, out, how, f"speeds of one sitting; before each row other processes kept {most:.0%} of the cores "
+                            "busy at most")  # fmt: skip
+    return report
+
+
+def busy(seconds: float = 0.5) -> float:
+    """How much of the machine's processor time others take just now; 0 where the system does not say."""
+    def read() -> tuple[int, int]:
+        fields = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    try:
+        all_, idle = read()
+        time.sleep(seconds)
+        all_later, idle_later = read()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return 1 - (idle_later - idle) / max(1, all_later - all_)
+
+
+def write(report: Report, out: Path, how: Table, note: str) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    about = {"machine": machine, "threads": 1, "runs": how.runs, "pairs": len(how.pairs),
-             "note": "other work ran on the machine meanwhile: speeds are lower than on a quiet one"}  # fmt: skip
+    about = {"machine": machine, "threads": 1, "runs": how.runs, "pairs": how.counted, "note": note}
     with whole_file(out) as file:
         file.write(json.dumps(about | report.json(), indent=1).encode() + b"\n")
-    said = f"{machine}; one thread, median of {how.runs}; {about['note']}."
+    said = f"{machine}; one thread, median of {how.runs}; {note}."
     out.with_suffix(".md").write_text(markdown(report) + f"\n{said}\n")
     plot(report, out.with_suffix(".png"))
 
@@ -232,11 +282,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--longest", type=int, default=200, help="tokens of a pair's prompt and longer reply")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--timed", action="store_true", help="measure speed and memory of the rows there are anew")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     try:
-        how = Table(base(), options.work, options.pairs, options.longest, options.runs)
-        report = table(base(), options.out, options.work, options.rows, options.only, how)
+        how = Table(base(), options.work, 0 if options.timed else options.pairs, options.longest, options.runs)
+        if options.timed:
+            report = timed(base(), options.out, options.work, how)
+        else:
+            report = table(base(), options.out, options.work, options.rows, options.only, how)
     except (PopiError, OSError) as e:
         sys.exit(f"export_table: {e}")
     print(markdown(report))

@@ -94,9 +94,8 @@ class Plain:
             lora = ort.LoraAdapter()  # must live until the run is over: its options do not keep it
             lora.Load(str(adapter))
             run.add_active_adapter(lora)
-        feeds = {"input_ids": np.asarray(ids, np.int64), "attention_mask": np.asarray(mask, np.int64), **past, **more}
-        if "position_ids" in self.inputs:  # optimum's gemma3 counts them itself
-            feeds["position_ids"] = np.asarray(positions, np.int64)
+        feeds = {"input_ids": np.asarray(ids, np.int64), "attention_mask": np.asarray(mask, np.int64),
+                 "position_ids": np.asarray(positions, np.int64), **past, **more}  # fmt: skip
         found = dict(zip(self.outputs, self.session.run(self.outputs, feeds, run), strict=True))
         return found["logits"], {name: found[name.replace("past_key_values", "present")] for name in past}
 

@@ -101,3 +101,26 @@ def test_a_reference_is_not_asked_twice_and_not_taken_for_another_s(
     other = export_table.Remembered(tiny[0], loras[1], tmp_path)
     assert (other.logits([3, 4, 5]) != logits).any() and other.margins(pairs) != margins
     other.close()
+
+
+def test_speeds_are_measured_anew_and_nothing_else_of_a_table(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    model, out = tmp_path / "model-F16.gguf", tmp_path / "table.json"
+    quantize(tiny[0], model, "F16")
+    adapter = tmp_path / "generate.gguf"
+    make.adapter(adapter, tiny[1].config, seed=0, rank=2)
+    old = Speed(1, 2, 3, 4, 5, 6, 7, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_table, "adapter", lambda: adapter)
+        how = export_table.Table.__new__(export_table.Table)
+        how.gguf, how.runs, how.counted = Gguf(tiny[0]), 1, 0
+        row = Row(next(c for c, _ in export_table.candidates(tiny[0], tmp_path) if c.model == model),
+                  Parity(0.0, 1.0, 0.0, 10.0, 10.0, 512), 1_000, Differences(3_300, 0, "", 7), old)  # fmt: skip
+        whole = Report("torch", (row,), export_table.LIMITS)
+        export_table.write(whole, out, how, export_table.BUSY)
+        before = json.loads(out.read_text())
+        export_table.timed(tiny[0], out, tmp_path, how)
+    after = json.loads(out.read_text())
+    speed = after["rows"][0].pop("speed")
+    assert before["rows"][0].pop("speed")["prefill"] == 2 and speed["prefill"] > 2 and speed["rss_mb"] > 20
+    assert before.pop("note") == export_table.BUSY and "of the cores" in after.pop("note")
+    assert after == before

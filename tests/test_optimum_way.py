@@ -51,10 +51,14 @@ def test_optimums_float_graph_is_torchs_under_the_names_of_the_direct_one(archit
     want, plain = torch_logits(tiny_hf.load(hf)), Plain(model)
     assert far(plain.logits(IDS, (30, 1, 13, *[1] * 8)), want) < 2e-4
     direct = Plain(to_onnx.export(make.f32(hf, tmp_path / "m.gguf"), tmp_path / "d", "fp32")[0])
-    assert plain.inputs == direct.inputs - ({"position_ids"} if architecture == "gemma3" else set())
+    assert plain.inputs == direct.inputs
     assert set(plain.outputs) == set(direct.outputs)
     onnx_check.check(model)
     assert [f.name for f in (tmp_path / "o").iterdir()] == ["model-fp32.onnx"]
+    short = IDS[5:26]  # padded on the left its positions are 0 to 20, whatever its places are
+    ids, mask = np.array([IDS[:40], [0] * 19 + short]), np.array([[1] * 40, [0] * 19 + [1] * 21])
+    got, _ = plain.run(ids, mask, np.maximum(mask.cumsum(1) - 1, 0), plain.empty(2))
+    assert far(got[0], want[:40]) < 2e-4 and far(got[1, 19:], plain.logits(short)) < 2e-4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -1,10 +1,11 @@
 """A Hugging Face folder → ``model-KIND.onnx`` through optimum, in float32 of standard operators alone.
 
 It needs the extra ``optimum`` (torch, transformers 4.57, optimum-onnx). Inputs and outputs are those of to_onnx, which
-has their names from here; gemma3 has no ``position_ids``. ``int8`` and ``int4`` quantize the float graph themselves:
-MatMulNBits in blocks of 32, with the embedding left in float32. (ONNX Runtime's dynamic quantization, of standard
-operators, has one scale for all activations of a product, which SmolLM2's outliers ruin: a mean KL of 0.55 nats, and
-0.09 with ``down_proj`` left alone, against 0.005.) Not covered: adapters (merge them first), GGUF files.
+has their names from here; optimum leaves ``position_ids`` out of gemma3's, so that its config is ours there. ``int8``
+and ``int4`` quantize the float graph themselves: MatMulNBits in blocks of 32, with the embedding left in float32. (ONNX
+Runtime's dynamic quantization, of standard operators, has one scale for all activations of a product, which SmolLM2's
+outliers ruin: a mean KL of 0.55 nats, and 0.09 with ``down_proj`` left alone, against 0.005.) Not covered: adapters
+(merge them first), GGUF files.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def export(folder: Path, out: Path, kind: Kind, *, whole: Path | None = None) ->
     files = [model, model.with_name(model.name + ".data")]
     with written(out, files):
         with tempfile.TemporaryDirectory(dir=out, prefix=".optimum-") as name:
-            found = whole or _float(folder, Path(name))
+            found = whole or _float(folder, read.config.architecture, Path(name))
             _save(found if kind == "fp32" else _quantized(found, BITS[kind], Path(name) / f"{kind}.onnx"), model)
         onnx_check.check(model)
     return [f for f in files if f.exists()]
 
 
-def _float(folder: Path, work: Path) -> Path:
+def _float(folder: Path, architecture: str, work: Path) -> Path:
     """optimum's own export; a tied head stays a matrix of its own, since dynamic quantization skips it otherwise."""
     from optimum.exporters.onnx import main_export  # type: ignore[import-untyped,unused-ignore]
 
@@ -64,6 +65,7 @@ def _float(folder: Path, work: Path) -> Path:
             main_export(
                 str(folder.resolve()), work, task="text-generation-with-past", local_files_only=True,
                 trust_remote_code=False, do_validation=False, no_post_process=True,
+                custom_onnx_configs={"model": _with_positions(folder)} if architecture == "gemma3" else None,
             )  # fmt: skip
         except OSError:
             raise
@@ -82,6 +84,23 @@ def _quantized(model: Path, bits: int, done: Path) -> Path:
         work.process()
         work.model.save_model_to_file(str(done), use_external_data_format=_size(model) > INSIDE)
     return done
+
+
+def _with_positions(folder: Path) -> Any:
+    """optimum's config of gemma3 with ``position_ids``, which its graph would count from the past otherwise: rows that
+    are padded on the left could not be told where they begin, and the names would not be the direct graph's."""
+    from optimum.exporters.onnx.model_configs import (  # type: ignore[import-untyped,unused-ignore]
+        Gemma3TextOnnxConfig,
+    )
+    from transformers import AutoConfig
+
+    class WithPositions(Gemma3TextOnnxConfig):  # type: ignore[misc,no-any-unimported,unused-ignore]
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {**super().inputs, "position_ids": {0: "batch_size", 1: "sequence_length"}}
+
+    config = AutoConfig.from_pretrained(str(folder.resolve()), local_files_only=True, trust_remote_code=False)
+    return WithPositions(config, task="text-generation", use_past=True, use_past_in_inputs=True)
 
 
 @contextmanager
