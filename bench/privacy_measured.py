@@ -73,6 +73,24 @@ def alarms(d: dict[str, Any]) -> list[str]:
     ]
 
 
+def hostile(d: dict[str, Any]) -> list[str]:
+    f, seen = d["figures"], d["alarms"]
+
+    def share(kind: str, what: str) -> str:
+        value, low, high = f[kind][what]
+        return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+    out = "; ".join(f"{name.replace('_', ' ')} {n} of {of:,}" for name, (n, of) in seen.items())
+    return [
+        f"{f['people']} people with three posts of one want, a fourth of another; of the {f['named_before']} whose "
+        f"want was named, still named beside the hostile post **{share('unseen', 'kept')}**, beside an ordinary one that "
+        f"wishes the same {share('plain', 'kept')}: {share('unseen', 'kept_less_plain')} more; the other's wish said "
+        f"{share('unseen', 'taken')} and {share('plain', 'taken')}",
+        f"with nothing left out: still named {share('unseen undefended', 'kept')}",
+        f"left out as commands: {out}",
+    ]
+
+
 def egress(d: dict[str, Any]) -> list[str]:
     t, c = d["tampered"], d["crashes"]
     return [
@@ -123,6 +141,9 @@ FIGURES = (
            "recall ≥ 0.99, false alarms ≤ 2%", pii, "formats of other countries; values are generated"),
     Figure("False alarms", "guard_false_alarms.json", "python -m bench.guard_false_alarms", "none stated", alarms,
            "the summaries of other models"),
+    Figure("Hostile posts", "hostile_posts.json", "python -m bench.hostile_posts --people 120 --json",
+           "a hostile post has no more weight than an ordinary one", hostile,
+           "other languages; lies that command nothing; posts of more authors"),
     Figure("After deletion", "purge_sequences.json", "python -m tests.purge_sequences --sequences 500 --json",
            "0 bytes of what was deleted, 1,000 sequences", purge,
            "what a power cut or the file system itself leaves; the encrypted store; the model is a stand-in"),

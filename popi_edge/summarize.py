@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from popi_edge import drafts, prompts
+from popi_edge.injection import commands
 from popi_edge.select import window
 from popi_edge.signals import Signal
 
@@ -23,7 +24,8 @@ MARKS = (".", "!", "?")
 
 @dataclass(frozen=True)
 class Inferred:
-    """A summary as inferred. ``status`` is draft or insufficient (then ``text`` is empty and ``reason`` says why)."""
+    """A summary as inferred. ``status`` is draft or insufficient (then ``text`` is empty and ``reason`` says why);
+    ``reason`` also says which signals were left out as commands to the model."""
 
     text: str
     tokens: int
@@ -128,18 +130,20 @@ def infer(
     decoding: Decoding = Decoding(),
     judge: str | None = None,
 ) -> Inferred:
-    """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood.
+    """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood. Posts
+    and profiles that command the model (``popi_edge.injection``) are left out.
 
     ``judge``: the generator's adapter, which chooses among several drafts (None: the base).
     """
     limits, tokenizer = prompts.spec()["limits"], engine.tokenizer
-    usable = [s for s in signals if lexicon is None or understood(s, lexicon)]
-    ids = tuple(s.id for s in usable)
+    ordered = {s.id: why for s in signals if (why := commands(s))}
+    usable = [s for s in signals if s.id not in ordered and (lexicon is None or understood(s, lexicon))]
+    ids, note = tuple(s.id for s in usable), _left_out(ordered)
     if evidence(usable) < prompts.spec()["evidence"]["minimum"]:
-        lost = len(signals) - len(usable)
+        lost = len(signals) - len(usable) - len(ordered)
         reason = f"{len(usable)} signals are too few to say anything"
         reason += f" ({lost} more were not understood: not in English)" if lost else ""
-        return Inferred("", 0, "insufficient", reason, ids, 0)
+        return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids, 0)
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     said = spoken(text)
@@ -156,5 +160,14 @@ def infer(
         text, tokens = said, len(tokenizer.encode(said))
     if not text:
         reason = "the signals say nothing of how replies should be"
-        return Inferred("", 0, "insufficient", reason, ids[start:], len(prompt))
-    return Inferred(text, tokens, "draft", "", ids[start:], len(prompt))
+        return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids[start:], len(prompt))
+    return Inferred(text, tokens, "draft", note, ids[start:], len(prompt))
+
+
+def _left_out(ordered: Mapping[str, str]) -> str:
+    """A line on signals that were left out as commands, by id; nothing where there are none."""
+    if not ordered:
+        return ""
+    (first, why), more = next(iter(ordered.items())), len(ordered) - 1
+    also = f" and {more} more" if more else ""
+    return f"left out, since it speaks to the model: {first}{also} ({why})"
