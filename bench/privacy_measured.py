@@ -83,9 +83,9 @@ def hostile(d: dict[str, Any]) -> list[str]:
     out = "; ".join(f"{name.replace('_', ' ')} {n} of {of:,}" for name, (n, of) in seen.items())
     return [
         f"{f['people']} people with three posts of one want, a fourth of another; of the {f['named_before']} whose "
-        f"want was named, still named beside the hostile post **{share('unseen', 'kept')}**, beside an ordinary one that "
-        f"wishes the same {share('plain', 'kept')}: {share('unseen', 'kept_less_plain')} more; the other's wish said "
-        f"{share('unseen', 'taken')} and {share('plain', 'taken')}",
+        f"want was named, still named beside the hostile post **{share('unseen', 'kept')}**, beside an ordinary one "
+        f"that wishes the same {share('plain', 'kept')}: {share('unseen', 'kept_less_plain')} more; the other's wish "
+        f"said {share('unseen', 'taken')} and {share('plain', 'taken')}",
         f"with nothing left out: still named {share('unseen undefended', 'kept')}",
         f"left out as commands: {out}",
     ]
