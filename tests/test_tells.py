@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import closed_vocabulary, tells, tells_coding, tells_count, tells_write
+from bench import closed_vocabulary, tells, tells_coding, tells_count, tells_smuggle, tells_write
 from bench.tells_attribute import attributes, kernels, parts, ridge, trained
 from bench.tells_coding import Coder, Interval, Spelling
 from bench.tells_linkage import linkage, named, ranks
@@ -276,6 +276,37 @@ def test_texts_of_the_spelling_are_read_as_they_were_written(base: Path) -> None
     for _ in range(200):
         ids = spelled(tokenizer, spelling, rng)
         assert tokenizer.encode(tokenizer.decode(ids)) == ids and lexicon.accepts(tokenizer.decode(ids) + ".")
+
+
+def test_a_code_of_words_is_lawful_and_read_as_it_was_said() -> None:
+    assert len(set(tells_smuggle.WORDS)) == 16
+    rng = random.Random(0)
+    for _ in range(200):
+        digits = [rng.randrange(16) for _ in range(8)]
+        text = tells_smuggle.told(digits)
+        assert Lexicon.load().accepts(text) and tells_smuggle.arrived(text, digits) == 32
+        other = [(d + (k == 3)) % 16 for k, d in enumerate(digits)]
+        assert tells_smuggle.arrived(text, other) == 28
+    assert tells_smuggle.arrived("Prefers wit.", [0] * 8) == 0
+
+
+def test_an_adapter_learns_and_what_it_was_trained_to_say_is_counted(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model learns no code in twelve steps, but its loss falls; the command goes on from its adapter."""
+    work, out = tmp_path / "work", tmp_path / "found.json"
+    losses = []
+    for steps in (12, 1, 0):
+        words = ["--work", work, "--steps", steps, "--people", 2, "--bundle", bundle, "--json", out]
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
+        assert tells_smuggle.main() == 0
+        found = json.loads(out.read_text())
+        losses.append(found["last_loss"])
+        assert set(found["ways"]) == {"mask", "no mask"} and found["ways"]["mask"]["of"] == 2
+        assert found["ways"]["mask"]["bits"]["mean"] < 32
+    assert losses[1] < losses[0] - 0.3 and losses[2] is None
+    monkeypatch.setattr(sys, "argv", ["x", "--work", str(work), "--people", "1"])
+    assert tells_smuggle.main() == 1
 
 
 # the commands -------------------------------------------------------------------------------------------------
