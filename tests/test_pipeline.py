@@ -61,15 +61,18 @@ def listed(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir())
 
 
-BARE = """
-import sys; sys.modules.update(dict.fromkeys(["torch", "transformers", "peft", "accelerate", "optimum", "llama_cpp"]))
-from popi_edge.cli import main; main()
-"""
+def hidden(*modules: str) -> str:
+    """A line of Python after which none of these can be imported."""
+    return f"import sys; sys.modules.update(dict.fromkeys({list(modules)}))\n"
+
+
+BARE = hidden("torch", "transformers", "peft", "accelerate", "optimum", "llama_cpp")
 
 
 def without(home: Path, *words: str | Path) -> tuple[int, str, str]:
     """``popi export`` where neither torch nor llama.cpp is installed: exit code, stdout, stderr."""
-    command = [sys.executable, "-c", BARE, "export", *map(str, words), "--home", str(home)]
+    program = f"{BARE}from popi_edge.cli import main; main()"
+    command = [sys.executable, "-c", program, "export", *map(str, words), "--home", str(home)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -225,7 +228,7 @@ def test_weights_that_are_not_the_source_s_are_found(
 
 
 # as a third party does -----------------------------------------------------------------------------------------------
-WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['popi_edge', 'popi_export', 'popi_training', 'torch']))\n"
+WITHOUT = hidden("popi_edge", "popi_export", "popi_training", "torch")
 
 
 def python(folder: Path, mark: str) -> str:

@@ -7,7 +7,6 @@ Does not judge the replies: it shows figures and a few examples drawn by a seed;
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
@@ -20,9 +19,9 @@ from popi_training import bagofwords, blind, splits
 from popi_training.corpus import FOLDER, Corpus, Dimension, Pair, lengths, words
 from popi_training.evaluate.journal import write_whole
 from popi_training.follow import CAN_FOLLOW
+from popi_training.warm import FOLLOW, FOLLOW_WIDE, followed
 
 PAGE = FOLDER.parent.parent / "docs" / "corpus.md"
-FOLLOW, FOLLOW_WIDE = FOLDER / "follow.json", FOLDER / "follow-wide.json"
 SEED = 20261124
 SHOWN = 3
 FAMILIES = {
@@ -126,8 +125,8 @@ class Sources:
 def read() -> Sources:
     """Everything from the committed files. Raises ConfigError naming what is missing or damaged."""
     train, held, wide = (blind.read_part(part) for part in blind.GUESSES)
-    follow = _followed(FOLLOW, set(train.dimensions))
-    follow |= _followed(FOLLOW_WIDE, set(wide.dimensions) - set(train.dimensions))
+    follow = _followed(FOLDER / FOLLOW, set(train.dimensions))
+    follow |= _followed(FOLDER / FOLLOW_WIDE, set(wide.dimensions) - set(train.dimensions))
     guesses = tuple(blind.read_guesses(FOLDER / blind.GUESSES[part]) for part in blind.GUESSES)
     words = bagofwords.measure(train, held)
     return Sources((train, held, wide), guesses, follow, splits.read(), words)
@@ -135,13 +134,10 @@ def read() -> Sources:
 
 def _followed(path: Path, dimensions: set[str]) -> dict[str, dict[str, Any]]:
     """How the base follows each of these. Raises ConfigError for a file that does not say it."""
-    try:
-        follow: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["dimensions"]
-        if missing := sorted(dimensions - set(follow)):
-            raise ConfigError(f"{path.name}: nothing about {', '.join(missing)}; run popi_training.follow anew")
-    except (ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"{path.name}: not what popi_training.follow writes: {e}") from None
-    return follow
+    found = followed(path, "dimensions")
+    if missing := sorted(dimensions - set(found)):
+        raise ConfigError(f"{path.name}: nothing about {', '.join(missing)}; run popi_training.follow anew")
+    return found
 
 
 def examples(corpus: Corpus, dimension: str, n: int = SHOWN) -> list[Pair]:

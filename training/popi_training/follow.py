@@ -124,9 +124,8 @@ def phrasings(rows: list[dict[str, Any]], corpus: Corpus) -> dict[str, float]:
     inside = statistics.mean(statistics.variance(v) for v in found.values() if len(v) > 1)
     means = {text: statistics.mean(v) for text, v in found.items()}
     spread = statistics.pvariance(means.values())
-    return {
-        text: round(mean * max(0.0, 1 - inside / len(found[text]) / spread), 3) for text, mean in sorted(means.items())
-    }
+    kept = {text: max(0.0, 1 - inside / len(found[text]) / spread) if spread else 0.0 for text in means}
+    return {text: round(mean * kept[text], 3) for text, mean in sorted(means.items())}
 
 
 def _write(out: Path, model: Model, corpus: Corpus, rows: list[dict[str, Any]]) -> None:

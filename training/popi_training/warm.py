@@ -125,17 +125,27 @@ def all_texts(corpus: corpora.Corpus) -> list[tuple[str, str]]:
     return out
 
 
+def followed(path: Path, part: str) -> dict[str, Any]:
+    """The ``part`` (``dimensions`` or ``phrasings``) of what ``popi_training.follow`` wrote. Raises ConfigError for a
+    file that is missing or is no such table."""
+    try:
+        found = json.loads(path.read_text("utf-8"))[part]
+        return {str(name): found[name] for name in found}
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}, which says how phrasings are followed: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
+
+
 def read_follow(path: Path) -> dict[str, float]:
     """How far each summary phrasing moves the untouched base (nats), measured on training pairs (``follow``).
 
     Raises ConfigError for a file that is missing or is no such table.
     """
     try:
-        return {str(t): float(nats) for t, nats in json.loads(path.read_text("utf-8"))["phrasings"].items()}
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}, which says how phrasings are followed: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{path}: not a table of phrasings: {e}") from None
+        return {text: float(nats) for text, nats in followed(path, "phrasings").items()}
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
 
 
 def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
