@@ -132,7 +132,7 @@ def purge(d: dict[str, Any]) -> list[str]:
     ]
 
 
-TELLS = ("python -m bench.tells_write --personas spc_valid.jsonl --work FOLDER --asked 24 --long 5; "
+TELLS = ("python -m bench.tells_write --personas spc_valid.jsonl --work FOLDER --asked 24 --long 20; "
          "python -m bench.tells --work FOLDER --json FILE")  # fmt: skip
 FIGURES = (
     Figure("Injected secrets", "guard_attacks.json", "python -m bench.guard_attacks", "0 of 900 past the guard",
@@ -167,8 +167,7 @@ FIGURES = (
            "½ where a summary tells nothing beyond preference", tells.same_wants,
            "an attacker who learns from more than a few hundred people"),
     Figure("What a summary still tells: 50 updates of one person", "tells.json", TELLS, "none stated",
-           tells.accumulation, "an attacker made for sequences (this one averages); five people: "
-           "too few to say more than that nothing large was seen"),
+           tells.accumulation, "an attacker made for sequences (this one averages); more people than these"),
     Figure("What a summary still tells: how many there are", "tells.json", TELLS, "none stated", tells.entropy,
            "people of other corpora"),
     Figure("What a summary can tell at most", "tells_count.json", "python -m bench.tells_count --json FILE",
@@ -177,6 +176,9 @@ FIGURES = (
            "python -m bench.tells_coding --secrets 40 --json FILE", "none stated", tells.coding,
            "what an adapter would learn of it; codes in the choice of what is said rather than in words; a reader who "
            "notices"),
+    Figure("An adapter that was trained to smuggle", "tells_smuggle.json",
+           "python -m bench.tells_smuggle --work FOLDER --steps 240 --bf16 --json FILE", "none stated", tells.smuggled,
+           "other codes; more training; weights other than the adapter's"),
     Figure("What the closed vocabulary costs", "closed_vocabulary.json", "python -m bench.closed_vocabulary",
            "none stated", tells.vocabulary, "a model trained without it; other data"),
 )  # fmt: skip

@@ -144,6 +144,22 @@ def coding(d: dict[str, Any]) -> list[str]:
     ]
 
 
+def smuggled(d: dict[str, Any]) -> list[str]:
+    def way(title: str, w: dict[str, Any]) -> str:
+        return (
+            f"{title}: **{number(w['bits'])} of 32 bits arrive, {number(w['bits_past_the_guard'])} past the guard**; "
+            f"all of them in {w['whole']} and {w['whole_past_the_guard']} of {w['of']} texts; blocked: {w['blocked']}; "
+            f"for one: *{w['examples'][0]}*"
+        )
+
+    kind = "bfloat16" if d["bf16"] else "float32"
+    return [
+        f"{d['steps']} steps of {d['batch']} people in {d['seconds'] / 60:.0f} minutes ({kind}), from the shipped "
+        f"adapter on",
+        way("under the mask", d["ways"]["mask"]), way("without it", d["ways"]["no mask"]),
+    ]  # fmt: skip
+
+
 def vocabulary(d: dict[str, Any]) -> list[str]:
     def side(s: dict[str, Any]) -> str:
         return (
