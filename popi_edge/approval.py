@@ -16,6 +16,7 @@ from popi_edge.errors import GuardBlocked, StoreError
 
 if TYPE_CHECKING:
     from popi_edge.diff import Change
+    from popi_edge.egress import EgressLog
     from popi_edge.engines.base import Engine
     from popi_edge.explain import Explanation
     from popi_edge.guard import Finding, Verdict
@@ -84,6 +85,9 @@ class Approval:
         @property
         def lexicon(self) -> Lexicon: ...
 
+        @property
+        def egress(self) -> EgressLog: ...
+
         def _constraint(self) -> ClosedVocabulary | None: ...
 
     # the person's own words -----------------------------------------------------------------------------------
@@ -124,6 +128,19 @@ class Approval:
     def history(self, user: str = "me") -> list[PreferenceSummary]:
         """Every version, oldest first."""
         return [PreferenceSummary.of(row) for row in self.store.summaries(user)]
+
+    def departures(self, user: str = "me") -> dict[int, dict[str, int]]:
+        """Version → where its text was sent, and in how many requests, the model in this process left out; from the
+        egress log. Each text tells of the person, and several tell more than the last one. Raises StoreError."""
+        from popi_edge.generators import IN_PROCESS
+
+        found: dict[int, dict[str, int]] = {}
+        for record in self.egress.records(user=user, kind="request"):
+            version, place = record.meta.get("summary_version"), str(record.meta.get("destination"))
+            if isinstance(version, int) and place != IN_PROCESS:
+                sent = found.setdefault(version, {})
+                sent[place] = sent.get(place, 0) + 1
+        return found
 
     def approve(self, user: str = "me", version: int | None = None) -> PreferenceSummary:
         """Approve a draft or a revoked version, the newest unless another is named: from then on it may leave.

@@ -445,6 +445,34 @@ def test_a_preview_that_may_not_be_sent_is_refused_like_the_request(me: popi.Pop
     assert me.egress.records() == []
 
 
+def test_history_says_where_each_version_was_sent_and_that_several_tell_more(me: popi.Popi, run: Run) -> None:
+    """The model in this process is no such place; a request that failed may have arrived, so it counts."""
+    draft(me, "Likes short answers.", popi.Statement("a"))
+    me.ask("Hi")
+    me.approve()
+    with HostileServer(hostile.ok("Fine.")) as server:
+        registry.add(me.settings.home, registry.Entry(name="mine", url=server.url, model="m"))
+        me.ask("Hi", generator="mine")
+        me.ask("Hi", generator="mine", personal=False)
+        me.ask("Hi again", generator="mine")
+        [place] = {r.meta["destination"] for r in me.egress.records(kind="request")} - {"in-process"}
+        assert me.departures() == {1: {place: 2}} and me.departures("nobody") == {}
+        assert run("summary", "history").out.splitlines()[2:] == [f"sent 2 times to {place}"]
+        me.edit("Likes warm answers.")
+        assert [r["sent"] for r in run("summary", "history", "--json").json] == [{place: 2}, {}]
+        me.ask("Hi", generator="mine")
+    with pytest.raises(PopiError):
+        me.ask("Hi", generator="cloud")  # nobody answers there
+    assert {k: sorted(v.values()) for k, v in me.departures().items()} == {1: [2], 2: [1, 1]}
+    assert run("summary", "history").out.splitlines()[-1].startswith("2 versions were sent; together they tell more")
+    me.store.conn.execute("UPDATE egress SET meta = 'broken' WHERE seq = 2")
+    me.store.conn.commit()
+    damaged = run("summary", "history")
+    assert damaged.code == 0 and damaged.out.splitlines()[0] == "Likes short answers."
+    assert damaged.out.splitlines()[-1].startswith("where they were sent cannot be told: egress record")
+    assert [r["sent"] for r in run("summary", "history", "--json").json] == [None, None]
+
+
 def test_a_popi_error_is_all_that_comes_out(me: popi.Popi) -> None:
     for call in (lambda: me.rollback(10**30), lambda: me.revoke(version=10**30), lambda: me.diff(10**30)):
         draft(me, "Likes short answers.", popi.Statement(str(random.random())))

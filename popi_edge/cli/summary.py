@@ -105,10 +105,25 @@ def approve(app: App, version: int | None, user: str) -> None:
 @user_option
 @common
 def history(app: App, user: str) -> None:
-    """Every version, the oldest first."""
+    """Every version, the oldest first, and where it was sent."""
+    sent: dict[int, dict[str, int]] | None = None
     with open_popi(app) as me:
-        rows = me.history(user)
-    app.emit([as_json(r) for r in rows], lambda: "\n\n".join(as_text(r) for r in rows))
+        rows, last = me.history(user), ""
+        try:
+            sent = me.departures(user)
+            if len(sent) > 1:
+                last = f"{len(sent)} versions were sent; together they tell more of you than the last one alone"
+        except StoreError as e:
+            last = f"where they were sent cannot be told: {e}"
+
+    def places(r: PreferenceSummary) -> dict[str, int] | None:
+        return sent.get(r.version, {}) if sent is not None else None
+
+    def lines(r: PreferenceSummary) -> str:
+        return "\n".join([as_text(r), *(f"sent {n} times to {place}" for place, n in (places(r) or {}).items())])
+
+    told = [*map(lines, rows), *([last] if last else [])]
+    app.emit([as_json(r) | {"sent": places(r)} for r in rows], lambda: "\n\n".join(told))
 
 
 @summary.command()
