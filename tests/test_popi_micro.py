@@ -13,7 +13,7 @@ import pytest
 
 from popi_edge import config
 from popi_edge.errors import ConfigError
-from popi_training import arms, checking, popi_micro, train, world, world_eval
+from popi_training import arms, checking, popi_micro, train, world, world_eval, world_leak
 from popi_training import recipe as recipes
 from popi_training.joint import Joint
 from tests import tiny_training as small
@@ -91,6 +91,54 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
         means = np.array([posterior @ law.types for posterior in each])
         assert np.allclose(p.known, np.concatenate([means, np.array([*map(world.stress, said)]) / 4], 1))
     assert any(p.oracle != p.told for p in warming) and not any(p.told or p.known for p in later[-24:])
+
+
+def test_an_arm_has_its_own_rates_whatever_the_warm_start_had(recipe: Path, tmp_path: Path) -> None:
+    go_on(recipe, tmp_path / "warm", 3)
+    edited(recipe, "lr = 3e-5", "lr = 8e-4")
+    edited(recipe, "lr_generate = 2e-5", "lr_generate = 2e-4")
+    trainer = arms.run_arm(recipes.read(recipe), "simultaneous", 1, tmp_path / "arm", tmp_path / "warm")
+    assert {g["base_lr"] for g in trainer.optimizer.param_groups} == {8e-4, 2e-4}
+    assert max(m["lr"] for m in figures(tmp_path / "arm")) > 1e-4
+
+
+def test_others_who_want_the_same_are_there_where_the_identity_term_asks_for_them(recipe: Path, tmp_path: Path) -> None:
+    read = recipes.read(recipe)
+    assert not any(p.alike for p in popi_micro.people(read, 4))
+    edited(recipe, "beta = 0.5", "beta = 0.5\nidentity = 1.0\nalike = 2")
+    read = recipes.read(recipe)
+    assert not any(p.alike for p in popi_micro.people(read, 2))  # not while warming up
+    for person in popi_micro.people(read, 4):
+        assert [len(s) for s in person.alike] == [len(person.signals)] * 2 and person.signals not in person.alike
+    go_on(recipe, tmp_path / "run", 5)
+    lines = figures(tmp_path / "run")
+    assert all(m["identity"] > 0 for m in lines[3:]) and "identity" not in lines[0]
+
+
+def test_the_attacker_of_the_world_knows_whose_a_summary_is_by_the_models_own_likelihood(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both of a couple want the same; the same signals on both sides would leave him at chance."""
+    trainer = go_on(recipe, tmp_path / "run", 4)
+    both = world_leak.couples(6)
+    assert all(a.oracle == b.oracle and a.signals != b.signals for a, b in both)
+    assert all(len(a.signals) == len(b.signals) for a, b in both)
+    own = [p for pair in both for p in pair]
+    draws = world_leak.drawn(trainer, own, "infer", 1.0)
+    found = world_leak.likelihoods(trainer, own, draws, "infer")
+    assert np.allclose(found, [sum(d.logprobs) for d in draws], atol=1e-3)
+    monkeypatch.setattr(world_leak, "couples", lambda count: [(a, a) for a, _ in both[:count]])
+    same = world_leak.measure(trainer, 6)
+    assert same["same"] == 6 and same["likeliest"]["right"]["share"] == same["drawn"]["right"]["share"] == 0.5
+    monkeypatch.undo()
+    for role in ("infer", "start"):
+        monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "run"), "--couples", "4", "--role", role, "--json"])
+        world_leak.main()
+        table = json.loads(capsys.readouterr().out)
+        assert table["couples"] == 4 and 0 <= table["accuracy"]["accuracy"] <= 1
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="world_leak: "):
+        world_leak.main()
 
 
 def test_who_only_counts_counts() -> None:

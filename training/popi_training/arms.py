@@ -62,14 +62,18 @@ def _set(text: str, key: str, value: object) -> str:
 
 
 def run_arm(recipe: recipes.Recipe, arm: str, seed: int, out: Path, warm: Path) -> world_eval.Joint:
-    """Train an arm to its end in ``out`` from the warm start in ``warm``, or go on with it."""
+    """Train an arm to its end in ``out`` from the warm start in ``warm``, or go on with it. Its rates are its own: the
+    warm start may be another recipe's."""
     own = of_arm(recipe, arm, seed)
     trainer = train.open_run(own, Path(f"{own.name}.toml"), config.load())
     assert isinstance(trainer, world_eval.Joint)
     if not (out / train.CHECKPOINT).exists():
         state = train.read_checkpoint(warm / train.CHECKPOINT)
         trainer.roles.load(state["adapters"])
+        rates = [group["base_lr"] for group in trainer.optimizer.param_groups]
         trainer.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+            group["base_lr"] = rate
         trainer.step = state["step"]
         out.mkdir(parents=True, exist_ok=True)
         trainer.save(out)

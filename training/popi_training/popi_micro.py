@@ -70,7 +70,13 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     ``train.batch`` of them have targets for the generator."""
     warm, most, made = step < recipe.joint.warm, _most(recipe, step), list[Person]()
     for i in range(count(recipe, step)):
-        person, _ = world.draw(f"{recipe.seed}-{step}-{i}", "train", most if warm else None)
+        name = f"{recipe.seed}-{step}-{i}"
+        person, theta = world.draw(name, "train", most if warm else None)
+        if recipe.joint.identity and not warm:
+            person = replace(person, alike=tuple(
+                world.draw(f"{name}-alike-{k}", "train", len(person.signals), theta=theta)[0].signals
+                for k in range(recipe.joint.alike)
+            ))  # fmt: skip
         if i >= recipe.train.batch:
             person = replace(person, targets=())
         made += _upto(person, bool(recipe.joint.dense)) if warm else [person]

@@ -307,8 +307,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
-    if j.identity and (r.data.file or r.data.world):
-        raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus")
+    if j.identity and r.data.file:
+        raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus, or the world")
     if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
         raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
     if r.train.optimizer not in OPTIMIZERS:

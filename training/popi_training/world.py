@@ -375,8 +375,8 @@ def _types(part: str) -> tuple[list[Type], list[float]]:
     return [tuple(t) for t in bayes().types.tolist()], bayes().prior(part).cumsum().tolist()
 
 
-def draw(name: str, part: str, signals: int | None = None) -> tuple[Person, Type]:
-    """The user called ``name`` of a part, with 8 targets, and their θ.
+def draw(name: str, part: str, signals: int | None = None, *, theta: Type | None = None) -> tuple[Person, Type]:
+    """The user called ``name`` of a part, with 8 targets, and their θ, which is drawn unless it is given.
 
     They have 1 to 8 signals (evenly), or the first ``signals`` of their 8, about other prompts than the targets. Raises
     ConfigError for a part or number that there is not.
@@ -386,7 +386,8 @@ def draw(name: str, part: str, signals: int | None = None) -> tuple[Person, Type
     id_ = f"{SEEDS[part]}:{name}"
     rng = random.Random(f"world:{id_}")
     types, cumulative = _types(part)
-    theta = rng.choices(types, cum_weights=cumulative)[0]
+    drawn = rng.choices(types, cum_weights=cumulative)[0]
+    theta = drawn if theta is None else theta
     count = rng.randint(1, SIGNALS)
     teller = _Teller(theta, part)
     asked = list(itertools.product(range(len(WORLD["prompts"])), range(len(teller.topics))))
