@@ -94,9 +94,10 @@ def rows(pair: Pair, people: int, seed: int, advance: Callable[[int], Any] = lam
         for kind in KINDS:
             post = fourth(kind, k, seed, wish, material, hostile)
             signals = (*user.signals, post)
-            for how, text in ((kind, pair.infer(signals).text), (f"{kind} undefended", undefended(pair, signals))):
-                if how in ("fact undefended", "plain undefended"):
-                    continue
+            told = {kind: pair.infer(signals).text}
+            if kind in hostile:
+                told[f"{kind} undefended"] = undefended(pair, signals)
+            for how, text in told.items():
                 poles = judge.poles(text)
                 row[how] = {"text": text, "kept": user.wants[0] in poles, "taken": wish in poles,
                             "out": commands(post) or ""}  # fmt: skip
