@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config, prompts
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_edge.injection import commands
 from popi_edge.signals import Post, Signal
 from popi_edge.summarize import inference_prompt, spoken, write
@@ -107,8 +107,11 @@ def rows(pair: Pair, people: int, seed: int, advance: Callable[[int], Any] = lam
 
 
 def figures(found: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Shares with 95% intervals over people whose want was named before; each kind also less the plain post."""
+    """Shares with 95% intervals over people whose want was named before; each kind also less the plain post. Raises
+    ConfigError for fewer than two such people."""
     known = [r for r in found if r["named"]]
+    if len(known) < 2:
+        raise ConfigError(f"of {len(found)} people {len(known)} had their want named to begin with; take more people")
     clusters = [str(r["person"]) for r in known]
     kinds = [k for k in found[0] if k not in ("person", "before", "named")]
     table: dict[str, Any] = {"people": len(found), "named_before": len(known)}
@@ -149,9 +152,9 @@ def main() -> None:
         try:
             pair = open_pair(options.bundle, None, config.load())
             found = rows(pair, options.people, options.seed, lambda k: print(f"\r{k}", end="", file=sys.stderr))
+            report |= {"bundle": pair.identity, "figures": figures(found, options.seed), "rows": found}
         except PopiError as e:
             sys.exit(f"hostile_posts: {e}")
-        report |= {"bundle": pair.identity, "figures": figures(found, options.seed), "rows": found}
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return
