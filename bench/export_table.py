@@ -202,11 +202,16 @@ class Table:
         return replace(row, failures=tuple(f"{c.name}: {line}" for line in judge(row, LIMITS, True)))
 
 
+def by_candidate(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Rows of a table's file by what they are of: file, engine, adapter."""
+    return {(r["file"], r["engine"], r["adapter"]): r for r in rows}
+
+
 def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], how: Table) -> Report:
     """Measure at most ``rows`` rows, of the kinds ``only`` where there are any, that ``out`` does not have, or not
     whole; it is written after each."""
     before = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
+    have = by_candidate(before["rows"])
     how.runs = min(how.runs, before.get("runs", how.runs))  # as the rows have that are there
     note = before.get("note", BUSY)
     every = list(candidates(model, work))
@@ -232,10 +237,10 @@ def table(model: Path, out: Path, work: Path, rows: int, only: Sequence[str], ho
 def timed(model: Path, out: Path, work: Path, how: Table) -> Report:
     """Measure speed and memory of all rows of ``out`` anew, one after another; it is written once, at the end.
 
-    Raises ModelError where a row's file is not in ``work`` any more."""
+    Raises EngineError where a row's file is not in ``work`` any more."""
     before = json.loads(out.read_text())
     how.runs, how.counted = before["runs"], before["pairs"]
-    have = {(r["file"], r["engine"], r["adapter"]): r for r in before["rows"]}
+    have = by_candidate(before["rows"])
     rows, most = [], 0.0
     for c, _ in candidates(model, work):
         if (key := (c.model.name, c.engine, c.role)) in have:
