@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from popi_training import tree_attention
 from popi_training.loss import pair_logprobs, token_logprobs
 from popi_training.pack import Sample, pack
 from popi_training.rollout import rollout
@@ -43,6 +44,20 @@ def model(request: pytest.FixtureRequest, tiny: tuple[Path, Any]) -> Any:
     return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(vocab_size=words, **SHAPE, **own)).eval()
 
 
+@pytest.fixture(params=["dense", "blocks"], autouse=True)
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both ways to attend: by one dense mask, as sequences so short do, and block by block; yields the calls of the
+    latter."""
+    calls: list[int] = []
+    if request.param == "blocks":
+        monkeypatch.setattr(tree_attention, "LEAST", 1)
+        monkeypatch.setattr(tree_attention, "BLOCK", 8)
+        of = tree_attention.Blocks.of
+        monkeypatch.setattr(tree_attention.Blocks, "of", lambda *a: calls.append(1) or of(*a))
+    yield calls
+    assert bool(calls) == (request.param == "blocks")
+
+
 def alone(model: Any, s: Sample) -> torch.Tensor:
     """log p of every completion token by the model's own mask, [tokens]."""
     ids = [*s.prompt, *s.completion]
@@ -70,6 +85,19 @@ def test_pairs_in_one_sequence_are_those_alone(model: Any) -> None:
     for row, context, pair in zip(got, (PROMPT, PROMPT[:33]), pairs, strict=True):
         for value, reply in zip(row, pair, strict=True):
             assert float(value) == pytest.approx(float(alone(model, Sample(context, reply)).sum()), abs=2e-4)
+
+
+def test_a_block_looks_at_what_its_own_tokens_see_and_at_nothing_else() -> None:
+    packed = pack([Sample(tuple(range(20)), (30 + k, 40, 41, 42, 43, 44, 45, 46, 47)) for k in range(3)])
+    sees = torch.from_numpy(packed.mask)
+    bars = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[None, None]
+    blocks = tree_attention.Blocks()
+    for k, columns in enumerate(blocks.of(bars)):
+        rows = sees[k * tree_attention.BLOCK : (k + 1) * tree_attention.BLOCK]
+        looked = torch.zeros(len(sees), dtype=torch.bool)
+        looked[columns] = True
+        assert torch.equal(looked, rows.any(0))
+    assert blocks.of(bars) is blocks.of(bars)
 
 
 @torch.no_grad()

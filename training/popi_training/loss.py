@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from popi_training.pack import Ints, Packed, Sample, pack
+from popi_training.tree_attention import leaving_out
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def scored(model: Any, packs: Sequence[Packed], depth: int | None = None) -> Sco
         ids[i, :n], positions[i, :n] = torch.from_numpy(p.ids), torch.from_numpy(p.positions)
         sees[i, :n, :n] = torch.from_numpy(p.mask)
     masks = attention(model, sees, positions, positions)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+    low = torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+    with low, leaving_out(model, ids) as how:
         hidden = model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
@@ -54,6 +56,7 @@ def scored(model: Any, packs: Sequence[Packed], depth: int | None = None) -> Sco
             logits_to_keep=1,
             output_hidden_states=True,
             use_cache=False,
+            **how,
         ).hidden_states
     at = np.concatenate([i * longest + p.at for i, p in enumerate(packs)])
     nodes, back = (torch.from_numpy(a).to(device) for a in np.unique(at, return_inverse=True))
