@@ -75,6 +75,34 @@ def test_two_words_in_five_change_and_mostly_more(seed: int) -> None:
         assert sum(s >= ENOUGH for s in shares) / len(shares) >= 0.95
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_more_changes_than_was_asked_for(seed: int) -> None:
+    lexicon, shares, more = Lexicon.load(), [], []
+    for text in filter(content, texts()):
+        whole, some = paraphrase(text, seed), paraphrase(text, seed, ENOUGH)
+        shares.append(changed(text, some))
+        more.append(changed(text, whole))
+        assert shares[-1] >= min(ENOUGH, more[-1]), (text, some)
+        assert negations(some) == negations(text), (text, some)
+        assert all(w.strip(".,;:!?").casefold() in lexicon.words for w in some.split()), (text, some)
+        if more[-1] <= ENOUGH:
+            assert paraphrase(text, seed, 1.0) == whole  # nothing can be left as it was
+    assert statistics.mean(shares) < 0.55 < 0.8 < statistics.mean(more)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_words_of_a_comparison_change_or_neither_does(seed: int) -> None:
+    for share in (0.1, 0.3, 0.6):
+        text = paraphrase("Prefers zebras to a xylophone, likes lists.", seed, share)
+        assert ("Prefers" in text) == (" to a xylophone" in text), text
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "much"])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: str) -> None:
+    done = run(str(tmp_path / "in.jsonl"), "--share", share)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(f"{share} is no share: above 0 and at most 1")
+
+
 def test_changed_is_the_share_of_content_words_lost() -> None:
     assert changed("Prefers short answers.", "Prefers short answers.") == 0
     assert changed("Prefers short answers.", "Likes brief replies.") == 1

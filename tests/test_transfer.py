@@ -152,15 +152,16 @@ def test_summaries_are_scored_under_any_generator_as_a_plain_computation_scores_
     assert set(found["transferred"].values()) <= {None, 1.0}
 
     results = {}
-    for name, reader in (("other", ["--bundle", bundles["other"]]), ("tiny", ["--base"])):
+    for name, reader, share in (("other", ["--bundle", bundles["other"]], 0.4), ("tiny", ["--base"], None)):
         out = tmp_path / f"{name}.json"
-        call(source, *reader, *arguments, "--out", out, "--paraphrase", 3)
+        call(source, *reader, *arguments, "--out", out, "--paraphrase", 3, *(["--share", share] if share else []))
         results[name] = found = json.loads(out.read_text())
         model = bundles.get(name, name)
         assert close(shown(found["unparaphrased"]), plainly(data, summaries, model))
-        other = [paraphrase(text, 3) for text in summaries]
+        other = [paraphrase(text, 3, share) for text in summaries]
         assert close(shown(found), plainly(data, other, model))
-        assert found["paraphrase"]["changed"] == pytest.approx(np.mean([*map(changed, summaries, other)]))
+        lost = np.mean([*map(changed, summaries, other)])
+        assert found["paraphrase"]["changed"] == pytest.approx(lost) and found["paraphrase"]["share"] == share
         assert (found["own"], found["adapter"], found["pairs"]) == (False, name == "other", 6)
     assert shown(results["other"]) != shown(results["tiny"])
     assert (source / UNITS).read_bytes() == before  # the run itself is left as it is
@@ -299,6 +300,7 @@ def empty(folder: Path) -> None:
         (damaged, [], "units.jsonl: damaged"),
         (empty, [], "units.jsonl: damaged"),
         (None, ["--bundle", "nowhere"], "there is no bundle 'nowhere'"),
+        (None, ["--share", "0.4"], "--share says how much --paraphrase changes"),
     ],
 )
 def test_what_is_not_that_run_is_refused_in_one_line(

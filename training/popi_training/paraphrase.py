@@ -1,8 +1,9 @@
 """A summary in other words, by rules and a table made by hand: what is left of its effect is not in its wording.
 
-    python -m popi_training.paraphrase FILE.jsonl [--out OUT] [--field text] [--seed 0]
+    python -m popi_training.paraphrase FILE.jsonl [--out OUT] [--field text] [--seed 0] [--share 0.4]
 
-rewrites a field of each line (to OUT or standard output) and says how much changed (standard error). The table,
+rewrites a field of each line (to OUT or standard output) and says how much changed (standard error). It changes all
+that it can, or, with --share, no more than that share of each text's content words asks for. The table,
 ``paraphrase.json``, maps words and phrases to others, the longest phrase first; a comparison ("prefers X to Y") changes
 its verb and its preposition together, so that the sides stay where they are. Every word of the table is in the lexicon,
 and no entry adds or drops a negation: the tests hold it to both.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import random
 import re
 import statistics
@@ -57,6 +59,15 @@ class Comparison:
     connective: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     unless: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Words of a sentence and what stands for them; pieces of one ``group`` change together."""
+
+    before: str
+    after: str
+    group: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -194,23 +205,25 @@ class _Chooser:
         return best
 
 
-def _sentence(tokens: Sequence[str], chooser: _Chooser) -> str:
+def _pieces(tokens: Sequence[str], number: int, chooser: _Chooser) -> list[Piece]:
+    """The pieces of the ``number``-th sentence; those of a comparison change together."""
     words, data = [t.lower() for t in tokens], table()
     fixed: dict[int, tuple[int, str]] = {}
     if found := _comparison(words):
         verb, place, entry = found
         first, _, then = chooser.pick([f"{a} … {b}" for a, b in entry.pairs]).partition(" … ")
         fixed = {verb: (1, first), place: (len(entry.connective), then)}
-    out: list[str] = []
+    out: list[Piece] = []
     i = 0
     while i < len(tokens):
         if i in fixed:
             length, text = fixed[i]
         else:
             length, text = _replace(tokens, words, i, min([p for p in fixed if p > i] + [len(tokens)]), data, chooser)
-        out += text.split()
+        kept = " ".join([_unopened(tokens[i]) if i == 0 else tokens[i], *tokens[i + 1 : i + length]])
+        out.append(Piece(kept, text, (number, min(fixed) if i in fixed else i)))
         i += length
-    return _spell(out)
+    return out
 
 
 def _replace(
@@ -222,8 +235,12 @@ def _replace(
         for source in (data.openings,) * (i == 0) + (data.synonyms,):
             if key in source:
                 return length, chooser.pick(source[key])
-    word = tokens[i]
-    return 1, words[i] if i == 0 and words[i] in _lexicon().inside else word
+    return 1, _unopened(tokens[i]) if i == 0 else tokens[i]
+
+
+def _unopened(word: str) -> str:
+    """The first word of a sentence as it is written inside of one."""
+    return word.lower() if word.lower() in _lexicon().inside else word
 
 
 def _spell(parts: Sequence[str]) -> str:
@@ -238,15 +255,34 @@ def _spell(parts: Sequence[str]) -> str:
     return " ".join(filter(None, (at_start(first), rest)))
 
 
-def paraphrase(text: str, seed: int = 0) -> str:
-    """The summary in other words, the same for the same seed; what the table does not know stays."""
+def paraphrase(text: str, seed: int = 0, share: float | None = None) -> str:
+    """The summary in other words, the same for the same seed; what the table does not know stays. With a ``share`` no
+    more is changed than that share of the content words asks for, as far as the table goes."""
     sentences: list[list[str]] = [[]]
     for token in TOKEN.findall(text):
         sentences[-1].append(token)
         if token[-1] in MARKS and token[0] in ".,;:!?":
             sentences.append([])
     chooser = _Chooser(text, seed)
-    return " ".join(_sentence(s, chooser) for s in sentences if s)
+    made = [_pieces(s, number, chooser) for number, s in enumerate(sentences) if s]
+    kept = set[tuple[int, int]]()
+    for candidate in _in_turn(made, chooser) if share is not None else ():
+        if changed(text, _written(made, kept | {candidate})) >= share:
+            kept.add(candidate)
+    return _written(made, kept)
+
+
+def _in_turn(made: Sequence[Sequence[Piece]], chooser: _Chooser) -> list[tuple[int, int]]:
+    """What changes together, in an order drawn."""
+    found = list(dict.fromkeys(p.group for pieces in made for p in pieces if p.before != p.after))
+    chooser.rng.shuffle(found)
+    return found
+
+
+def _written(made: Sequence[Sequence[Piece]], kept: set[tuple[int, int]]) -> str:
+    """The pieces as text, those ``kept`` as they were."""
+    parts = ([w for p in pieces for w in (p.before if p.group in kept else p.after).split()] for pieces in made)
+    return " ".join(map(_spell, parts))
 
 
 def _arguments() -> argparse.Namespace:
@@ -255,10 +291,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where the rewritten lines go (default: standard output)")
     parser.add_argument("--field", default="text")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=as_share, help="of the content words (default: all that the table knows)")
     return parser.parse_args()
 
 
-def rewrite(path: Path, field: str = "text", seed: int = 0) -> tuple[list[dict[str, Any]], list[float]]:
+def as_share(text: str) -> float:
+    """A share that is asked for on the command line: above 0, at most 1. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text:.20} is no share: above 0 and at most 1")
+    return value
+
+
+def rewrite(
+    path: Path, field: str = "text", seed: int = 0, share: float | None = None
+) -> tuple[list[dict[str, Any]], list[float]]:
     """The lines of a file with ``field`` in other words, and the share changed of each; an empty text stays.
 
     Raises ConfigError naming the line where the field is missing, OSError where the file is.
@@ -268,7 +318,7 @@ def rewrite(path: Path, field: str = "text", seed: int = 0) -> tuple[list[dict[s
         text = row.get(field)
         if not isinstance(text, str):
             raise ConfigError(f"{where}: {field} is missing")
-        other = paraphrase(text, seed)
+        other = paraphrase(text, seed, share)
         rows.append(row | {field: other})
         if content(text):
             shares.append(changed(text, other))
@@ -280,7 +330,7 @@ def rewrite(path: Path, field: str = "text", seed: int = 0) -> tuple[list[dict[s
 def main() -> None:
     arguments = _arguments()
     try:
-        rows, shares = rewrite(arguments.file, arguments.field, arguments.seed)
+        rows, shares = rewrite(arguments.file, arguments.field, arguments.seed, arguments.share)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if arguments.out:
             with whole_file(arguments.out) as out:

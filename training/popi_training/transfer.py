@@ -1,7 +1,7 @@
 """What summaries are worth to a generator that did not grow up with them, in their own words or in others.
 
-    python -m popi_training.transfer RESULT_DIR (--bundle OTHER | --base) [--paraphrase SEED] --data FILE --format F
-        [--set S] [--half H] [--limit N] [--seed K] [--engine E] [--out FILE.json]
+    python -m popi_training.transfer RESULT_DIR (--bundle OTHER | --base) [--paraphrase SEED [--share S]]
+        --data FILE --format F [--set S] [--half H] [--limit N] [--seed K] [--engine E] [--out FILE.json]
 
 RESULT_DIR is where ``popi eval --out`` keeps its units; the data arguments are those of that run, since its summaries
 are for its rows. They are scored under OTHER's generate adapter (the untouched base where OTHER has none) or under the
@@ -33,7 +33,7 @@ from popi_training.evaluate.conditions import contexts, draw_donors, signals_key
 from popi_training.evaluate.data import FORMATS, HALVES, Dataset, load
 from popi_training.evaluate.journal import UNITS, Journal, write_json
 from popi_training.evaluate.metrics import Outcome, gap_closed, interval, mean
-from popi_training.paraphrase import changed, content, paraphrase
+from popi_training.paraphrase import as_share, changed, content, paraphrase
 
 CONDITIONS = ("none", "shuffled_summary", "summary", "oracle_summary")
 METRICS = ("accuracy", "contrast")
@@ -87,18 +87,19 @@ def summaries_of(source: Source, data: Dataset, seed: int) -> list[dict[str, Any
 
 def transfer(
     data: Dataset, summaries: Sequence[Mapping[str, Any]], pair: run.Pair, journal: Journal, *, seed: int = 0,
-    reworded: int | None = None, advance: run.Advance,
+    reworded: int | None = None, share: float | None = None, advance: run.Advance,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a summary for each row (``text``, ``status``) under the generator of ``pair``; the result in the shape of
     ``popi eval``, without raw signals.
 
-    With the seed ``reworded`` it is the result of the paraphrases; that of the summaries as written is then under
-    ``unparaphrased``, and what became of them under ``paraphrase``. Raises ConfigError (too few rows), EngineError.
+    With the seed ``reworded`` it is the result of the paraphrases (``share``: as ``paraphrase`` has it); that of the
+    summaries as written is then under ``unparaphrased``, and what became of them under ``paraphrase``. Raises
+    ConfigError (too few rows), EngineError.
     """
     rows, donors = data.rows, draw_donors(data.rows, seed)
     said = {"written": [str(s["text"]) for s in summaries]}
     if reworded is not None:
-        said["paraphrased"] = [paraphrase(text, reworded) for text in said["written"]]
+        said["paraphrased"] = [paraphrase(text, reworded, share) for text in said["written"]]
     scores = run.Scores(rows, pair, journal)
     fronts = {
         name: {c: [contexts(c, i, rows, donors, texts, False) for i in range(len(rows))] for c in CONDITIONS}
@@ -121,6 +122,7 @@ def transfer(
         "unparaphrased": tables["written"],
         "paraphrase": {
             "seed": reworded,
+            "share": share,
             "changed": statistics.mean(shares) if shares else None,
             "kept": kept(tables["paraphrased"], tables["written"]),
             "difference": _differences(
@@ -184,6 +186,7 @@ def _arguments() -> argparse.Namespace:
     reader.add_argument("--bundle", metavar="OTHER", help="a bundle's name, folder or GGUF file")
     reader.add_argument("--base", action="store_true", help="the untouched base")
     parser.add_argument("--paraphrase", type=int, metavar="SEED")
+    parser.add_argument("--share", type=as_share, metavar="S", help="of the content words that --paraphrase changes")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--set", default="prompts")
@@ -197,6 +200,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = _arguments()
+    if options.share and options.paraphrase is None:
+        sys.exit("transfer: --share says how much --paraphrase changes; give both")
     try:
         source = read_source(options.source)
         data = load(options.data, options.format, half=options.half, limit=options.limit, seed=options.seed,
@@ -207,7 +212,8 @@ def main() -> None:
         known = pair.settings(data, options.seed)
         with closing(pair.engine), closing(Meter()) as meter, Journal(folder, known) as journal:
             result = transfer(
-                data, summaries, pair, journal, seed=options.seed, reworded=options.paraphrase, advance=meter
+                data, summaries, pair, journal, seed=options.seed, reworded=options.paraphrase, share=options.share,
+                advance=meter,
             )
         written = result.get("unparaphrased", result)
         result |= {
