@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from popi_edge.errors import ConfigError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
-from popi_training import base
+from popi_training import base, loss, objective
 from popi_training.loss import contrast, pair_logprobs, supervised, token_logprobs
 from popi_training.pack import Packed, Sample, pack
 from popi_training.warm import Reader
@@ -119,11 +119,11 @@ def test_packed_gradients_of_the_adapter_are_those_of_each_sequence_alone(tiny: 
 @torch.no_grad()
 def test_sequences_that_go_through_together_get_what_each_gets_alone(tiny: tuple[Path, Any]) -> None:
     packs = [pack(LONG[:3]), pack(LONG), pack([Sample((3,), (1, 2), (np.array([1, 5]), None))])]
-    for (loss, means), packed in zip(supervised(tiny[1], packs), packs, strict=True):
+    for (cost, means), packed in zip(supervised(tiny[1], packs), packs, strict=True):
         parts = token_logprobs(tiny[1], [packed])[0].split(packed.sizes)
         weighted = sum(w * float(p.mean()) for w, p in zip(packed.weights, parts, strict=True))
         assert [float(m) for m in means] == pytest.approx([float(p.mean()) for p in parts], abs=1e-5)
-        assert float(loss) == pytest.approx(-weighted / sum(packed.weights), abs=1e-5)
+        assert float(cost) == pytest.approx(-weighted / sum(packed.weights), abs=1e-5)
     for got, packed in zip(token_logprobs(tiny[1], packs), packs, strict=True):
         alone = token_logprobs(tiny[1], [packed])[0]
         assert got.shape == (sum(packed.sizes),) and (got - alone).abs().max() < 1e-5
@@ -175,6 +175,33 @@ def test_log_probabilities_are_over_the_ids_that_the_closed_vocabulary_allowed(t
                 state = reader.vocabulary.advance(state, token)
     assert np.abs(np.array(want) - np.array(got)).max() < 1e-4
     assert max(got) <= 1e-6 and min(got) < -0.1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("barred", [True, False])
+def test_log_probabilities_and_kl_in_portions_are_those_of_plain_tensors(
+    monkeypatch: pytest.MonkeyPatch, barred: bool, temperature: float
+) -> None:
+    """Eleven tokens at seven places in portions of four; values and gradients as autograd finds them."""
+    monkeypatch.setattr(loss, "PORTION", 4)
+    dice = torch.Generator().manual_seed(1)
+    logits, before = (torch.randn(7, 13, generator=dice, dtype=torch.float64).mul(3).requires_grad_() for _ in "ab")
+    back = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
+    masks = torch.rand(3, 13, generator=dice) < 0.6 if barred else torch.ones(1, 13, dtype=torch.bool)
+    row = torch.randint(len(masks), (11,), generator=dice)
+    label = torch.stack([m.nonzero()[int(m.sum()) // 2, 0] for m in masks])[row]
+    now, then = (loss.Scored(x, back, label, row, masks, [11]) for x in (logits, before))
+    rows = [(x[back] / temperature).masked_fill(~masks[row], -torch.inf) for x in (logits, before)]
+    chosen = rows[0].log_softmax(1)[range(11), label]
+    for got, want in (
+        (now.logprobs(temperature), chosen),
+        (now.kl(then, temperature), objective.kl(*(x[back] / temperature for x in (logits, before)), masks[row])),
+    ):
+        assert torch.allclose(got, want, atol=1e-12)
+        weights = torch.linspace(-1, 2, 11, dtype=torch.float64)
+        a, b = (torch.autograd.grad((x * weights).sum(), logits, retain_graph=True)[0] for x in (got, want))
+        assert a.abs().max() > 0.01 and torch.allclose(a, b, atol=1e-12)
+    assert now.open is not barred and bool((now.kl(now, temperature) == 0).all())
 
 
 def test_a_summary_that_could_not_be_written_is_not_learnt(tiny: tuple[Path, Any]) -> None:

@@ -260,8 +260,7 @@ class Joint(Trainer):
             before = scored(model, packs)
         with self.roles.playing("infer") as model:
             now = scored(model, packs)
-            logits, were = now.logits[now.back] / j.temperature, before.logits[before.back] / j.temperature
-            apart = objective.kl(logits, were, now.masks[now.row])
+            apart = now.kl(before, j.temperature)
             table = _padded(now.logprobs(j.temperature).split(sizes))
             mask = _padded([torch.ones(n, dtype=torch.bool, device=self.device) for n in sizes])
             drawn = _padded([table.new_tensor(d.logprobs) for g in groups for d in g.draws])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 
 from popi_training.pack import Ints, Packed, Sample, pack
 from popi_training.tree_attention import leaving_out
+
+PORTION = 64
+"""Tokens whose rows over the vocabulary are computed at once: few enough to stay near the processor."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,79 @@ class Scored:
 
     def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
         """log p [tokens] over what was allowed, at a temperature."""
-        logits = self.logits / temperature
-        chosen = logits[self.back, self.label]
-        return chosen - logits[self.back].masked_fill(~self.masks[self.row], -torch.inf).logsumexp(1)
+        return _Chosen.apply(self.logits, self, temperature)  # type: ignore[no-any-return,no-untyped-call]
+
+    def kl(self, before: Scored, temperature: float = 1.0) -> torch.Tensor:
+        """KL to what another model gave the same tokens, [tokens] (nats), as ``objective.kl`` has it."""
+        return _Apart.apply(self.logits, self, before, temperature)  # type: ignore[no-any-return,no-untyped-call]
+
+    def portions(self) -> Iterator[slice]:
+        """The tokens, ``PORTION`` at a time."""
+        for start in range(0, len(self.back), PORTION):
+            yield slice(start, start + PORTION)
+
+    def rows(self, some: slice, temperature: float) -> torch.Tensor:
+        """Logits of some tokens over the temperature, −∞ for what was not allowed there: a copy, [some, vocabulary]."""
+        logits = self.logits.detach()[self.back[some]].div_(temperature)
+        return logits if self.open else logits.masked_fill_(~self.masks[self.row[some]], -torch.inf)
+
+    @functools.cached_property
+    def open(self) -> bool:
+        """Whether everything was allowed everywhere."""
+        return bool(self.masks.all())
+
+
+class _Chosen(torch.autograd.Function):
+    """log p of each token. All tokens times the vocabulary are a hundred megabytes and more, and every copy costs; here
+    there are copies of a portion alone, which the backward pass makes again."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, found: Scored, temperature: float) -> torch.Tensor:
+        chosen, whole = logits.new_empty((2, len(found.back)))
+        for some in found.portions():
+            rows = found.rows(some, temperature)
+            chosen[some], whole[some] = rows.gather(1, found.label[some, None])[:, 0], rows.logsumexp(1)
+        ctx.found, ctx.temperature, ctx.whole = found, temperature, whole
+        return chosen - whole
+
+    @staticmethod
+    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        found, scaled = ctx.found, wanted / ctx.temperature
+        gradient = torch.zeros_like(found.logits)
+        for some in found.portions():
+            each = scaled[some, None]
+            p = found.rows(some, ctx.temperature).sub_(ctx.whole[some, None]).exp_()
+            gradient.index_add_(0, found.back[some], p.mul_(-each).scatter_add_(1, found.label[some, None], each))
+        return gradient, None, None
+
+
+class _Apart(torch.autograd.Function):
+    """KL of each token's distribution, in portions like ``_Chosen``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, now: Scored, before: Scored, temperature: float) -> torch.Tensor:
+        ctx.now, ctx.before, ctx.temperature = now, before, temperature
+        ctx.kl = logits.new_empty(len(now.back))
+        for some in now.portions():
+            p, apart = _compared(now, before, some, temperature)
+            ctx.kl[some] = p.mul_(apart).sum(1)
+        return ctx.kl.clone()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+        scaled, gradient = wanted / ctx.temperature, torch.zeros_like(ctx.now.logits)
+        for some in ctx.now.portions():
+            p, apart = _compared(ctx.now, ctx.before, some, ctx.temperature)
+            gradient.index_add_(0, ctx.now.back[some], p.mul_(apart.sub_(ctx.kl[some, None])).mul_(scaled[some, None]))
+        return gradient, None, None, None
+
+
+def _compared(now: Scored, before: Scored, some: slice, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of some tokens the probabilities now, and how far their logarithms are above those before: 0 where nothing was
+    allowed."""
+    log_p, log_q = (f.rows(some, temperature).log_softmax(1) for f in (now, before))
+    apart = log_p - log_q
+    return log_p.exp_(), apart if now.open else apart.masked_fill_(~now.masks[now.row[some]], 0.0)
 
 
 def scored(model: Any, packs: Sequence[Packed], depth: int | None = None) -> Scored:
