@@ -87,16 +87,20 @@ def test_pairs_in_one_sequence_are_those_alone(model: Any) -> None:
             assert float(value) == pytest.approx(float(alone(model, Sample(context, reply)).sum()), abs=2e-4)
 
 
-def test_a_block_looks_at_what_its_own_tokens_see_and_at_nothing_else() -> None:
+def test_a_block_looks_at_what_its_own_tokens_see_and_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_attention, "BLOCK", 8)
     packed = pack([Sample(tuple(range(20)), (30 + k, 40, 41, 42, 43, 44, 45, 46, 47)) for k in range(3)])
     sees = torch.from_numpy(packed.mask)
     bars = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[None, None]
     blocks = tree_attention.Blocks()
-    for k, columns in enumerate(blocks.of(bars)):
-        rows = sees[k * tree_attention.BLOCK : (k + 1) * tree_attention.BLOCK]
+    found = blocks.of(bars)
+    assert len(found) == 6
+    for rows, (columns, part) in zip(sees.split(8), found, strict=True):
         looked = torch.zeros(len(sees), dtype=torch.bool)
         looked[columns] = True
         assert torch.equal(looked, rows.any(0))
+        assert torch.equal(part[0, 0] == 0, rows[:, looked])
+    assert any(isinstance(columns, torch.Tensor) for columns, _ in found)
     assert blocks.of(bars) is blocks.of(bars)
 
 

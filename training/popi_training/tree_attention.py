@@ -15,8 +15,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from popi_training.pack import Ints
-
+Columns = torch.Tensor | slice
 NAME = "popi_tree"
 BLOCK = 128
 """Tokens that look at once; half and twice as many are no faster on the CPU."""
@@ -25,21 +24,23 @@ LEAST = 512
 
 
 class Blocks:
-    """Which columns each block of rows sees, of every mask of one forward pass."""
+    """What each block of rows sees, of every mask of one forward pass: found once for all layers."""
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[torch.Tensor, list[torch.Tensor | slice]]] = {}  # by id; what is kept keeps its own
+        self._of: dict[int, tuple[torch.Tensor, list[tuple[Columns, torch.Tensor]]]] = {}  # by id; the mask is kept too
 
-    def of(self, mask: torch.Tensor) -> list[torch.Tensor | slice]:
-        """Of an additive mask [1, 1, n, n] the columns for each ``BLOCK`` rows: a slice where none is left out before
-        the last."""
+    def of(self, mask: torch.Tensor) -> list[tuple[Columns, torch.Tensor]]:
+        """Of an additive mask [1, 1, n, n], for each ``BLOCK`` rows: its columns (a slice where none is left out before
+        the last), and what the mask says of them [1, 1, rows, columns]."""
         if id(mask) not in self._of:
             sees = mask[0, 0] > torch.finfo(mask.dtype).min / 2
-            self._of[id(mask)] = mask, [_columns(rows) for rows in sees.split(BLOCK)]
+            seen = [_columns(rows) for rows in sees.split(BLOCK)]
+            parts = [rows[..., columns] for rows, columns in zip(mask.split(BLOCK, 2), seen, strict=True)]
+            self._of[id(mask)] = mask, list(zip(seen, parts, strict=True))
         return self._of[id(mask)][1]
 
 
-def _columns(rows: torch.Tensor) -> torch.Tensor | slice:
+def _columns(rows: torch.Tensor) -> Columns:
     seen = rows.any(0).nonzero().flatten()
     last = int(seen[-1]) + 1
     return slice(last) if last == len(seen) else seen
@@ -51,12 +52,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """As ``sdpa_attention_forward``: [1, n, heads, size] from queries [1, heads, n, size], keys and values."""
     out = []
-    for k, columns in enumerate(blocks.of(attention_mask)):
-        rows = slice(k * BLOCK, (k + 1) * BLOCK)
-        mask = attention_mask[:, :, rows][..., columns]
-        made, _ = sdpa_attention_forward(
-            module, query[:, :, rows], key[:, :, columns], value[:, :, columns], mask, **how
-        )
+    for asking, (columns, mask) in zip(query.split(BLOCK, 2), blocks.of(attention_mask), strict=True):
+        made, _ = sdpa_attention_forward(module, asking, key[:, :, columns], value[:, :, columns], mask, **how)
         out.append(made)
     return torch.cat(out, 1), None
 
@@ -65,7 +62,7 @@ AttentionInterface.register(NAME, attend)
 
 
 @contextmanager
-def leaving_out(model: Any, packed: Ints | torch.Tensor) -> Iterator[dict[str, Any]]:
+def leaving_out(model: Any, packed: torch.Tensor) -> Iterator[dict[str, Any]]:
     """A context in which the model attends like this, where that is worth it for ids [packs, n]; what a call of the
     model is to be given beside the rest."""
     config = model.config
