@@ -51,6 +51,16 @@ def test_held_out_prompts_are_in_no_training_file() -> None:
         assert texts <= set(HELD.prompts.values()) and not texts & TRAIN_PROMPTS
 
 
+@pytest.mark.parametrize("part", [*testsets.SETS, "kind-edit", "signals-8"])
+def test_no_target_is_a_pair_that_a_generator_may_have_learnt(part: str) -> None:
+    """DPO takes any pair of the training prompts and dimensions, so new users of such pairs are not enough."""
+    taught = [p for p in OURS.pairs if p.prompt not in SPLIT.dev_prompts and p.dimension not in SPLIT.dimensions]
+    learnt = {reply for pair in taught for reply in pair.replies.values()}
+    assert all({r.chosen, r.rejected}.isdisjoint(learnt) for r in rows(part))
+    if part in ("users", "combinations"):
+        assert {asked(s) for r in rows(part) for s in r.signals} - {None} <= TRAIN_PROMPTS
+
+
 def test_held_out_phrasings_are_the_held_out_ones() -> None:
     trained = {t for d in OURS.dimensions.values() for p in d.poles.values() for v in p.phrasings.values() for t in v}
     for row in rows("phrasings"):

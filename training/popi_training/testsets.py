@@ -2,8 +2,8 @@
 
 ``prompts``        signals and targets from the held-out prompts, in the training phrasings
 ``phrasings``      signals said in the held-out phrasings (statements, posts, profiles, wishes); held-out prompts too
-``users``          new users of training pairs (the targets themselves were never trained on: only signals are)
-``combinations``   two dimensions that no training user has together
+``users``          new users whose signals are training pairs; the targets are of the held-out prompts
+``combinations``   the same, of two dimensions that no training user has together
 ``dimensions``     the four dimensions left out of training
 ``kind-KIND``      users of one pole, four signals of one kind, on held-out and development prompts;
 ``signals-N``      the same with N comparisons (from 14 on some pairs come twice)
@@ -37,10 +37,11 @@ SAID = {"statement": 0.4, "post": 0.25, "profile": 0.2, "conversation": 0.15}
 def build(folder: Path, part: str, rows: int, seed: int) -> tuple[list[Row], str]:
     """``rows`` rows of a set (an even number) and a hash of them. Raises ConfigError for a set that does not exist."""
     material, mix, combinations = source(folder, part)
+    asked = source(folder, "prompts")[0] if part in ("users", "combinations") else material
     follow = read_follow(folder / FOLLOW)
     out: list[Row] = []
     for k in range((rows + 1) // 2):
-        out += _mirrored(f"{part}:{seed}:{k}", material, mix, combinations, follow)
+        out += _mirrored(f"{part}:{seed}:{k}", material, asked, mix, combinations, follow)
     blob = json.dumps([{**asdict(r), "signals": [s.content_hash() for s in r.signals]} for r in out])
     return out, hashlib.sha256(blob.encode()).hexdigest()
 
@@ -79,9 +80,10 @@ def source(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozenset[s
 
 
 def _mirrored(
-    name: str, material: Material, mix: Mix, combinations: Sequence[frozenset[str]], follow: dict[str, float]
-) -> list[Row]:
-    """Two opposite users on one pair of replies."""
+    name: str, material: Material, asked: Material, mix: Mix, combinations: Sequence[frozenset[str]],
+    follow: dict[str, float],
+) -> list[Row]:  # fmt: skip
+    """Two opposite users, their signals of ``material``, on one pair of replies of ``asked``."""
     rng = random.Random(f"row:{name}")
     if combinations:
         dimensions = sorted(rng.choice(combinations))
@@ -89,11 +91,11 @@ def _mirrored(
         n = 1 + rng.choices(range(len(mix.wants)), list(mix.wants))[0]
         dimensions = rng.sample(material.dimensions, min(n, len(material.dimensions)))
     wants = [Want(d, rng.choice(sorted(material.words.dimensions[d].poles))) for d in dimensions]
-    target = rng.choice(material.pairs[rng.choice(dimensions)])
+    target = rng.choice(asked.pairs[rng.choice(dimensions)])
     rows = []
     for side, chosen in (("one", wants), ("other", list(mirror(wants, material)))):
         user = draw(f"{name}:{side}", material, mix, wants=chosen, avoid=[target.prompt])
-        rows.append(_row(name, side, user, chosen, target, material, follow))
+        rows.append(_row(name, side, user, chosen, target, asked, follow))
     return rows
 
 
