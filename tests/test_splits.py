@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from popi_edge.errors import ConfigError
-from popi_training import corpus, splits
+from popi_training import corpus, splits, warm
+from popi_training.recipe import Data, Recipe
+from tests import tiny_training as small
 
 TRAIN, HELD = corpus.load(), corpus.load(heldout=True)
 
@@ -114,3 +116,41 @@ def test_a_damaged_split_is_one_clear_line(text: str | None, why: str, tmp_path:
     with pytest.raises(ConfigError, match=f"{why}.*") as error:
         splits.read(path)
     assert "splits.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('["order"]', '"order"', "dimensions must hold lists of ids, not 'order'"),
+        ('["order"]', "[3]", r"dimensions must hold lists of ids, not \[3\]"),
+        ('["order"]', '["ordr"]', "dimensions: the corpus has no 'ordr'"),
+        ('[["size", "tone"]]', '["size"]', "combinations must hold lists of ids, not 'size'"),
+        ('[["size", "tone"]]', '{"size": 1}', "combinations must be a list"),
+        ('[["size", "tone"]]', '[["size"]]', r"combinations are of two dimensions each, not \['size'\]"),
+        ('[["size", "tone"]]', '[["size", "tnoe"]]', "combinations: the corpus has no 'tnoe'"),
+        ('["form-3"]', '"form-3"', "dev_prompts must hold lists of ids, not 'form-3'"),
+        ('["form-3"]', '["form-3", "form-33"]', "dev_prompts: the corpus has no 'form-33'"),
+    ],
+)
+def test_an_id_that_the_corpus_does_not_have_holds_nothing_out_and_is_refused(
+    old: str, new: str, why: str, tmp_path: Path
+) -> None:
+    path = small.corpus(tmp_path / "corpus") / "splits.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    recipe = Recipe("a", data=Data(corpus="corpus"))
+    with pytest.raises(ConfigError, match=f"splits.json: {why}") as error:
+        warm.load(recipe, tmp_path / "recipe.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_may_name_what_is_in_the_wide_part_alone(tmp_path: Path) -> None:
+    folder = small.corpus(tmp_path / "corpus")
+    rows = [json.loads(line) for line in (folder / "form.jsonl").read_text().splitlines()]
+    (folder / "wide").mkdir()
+    (folder / "wide" / "more.jsonl").write_text(json.dumps(rows[0] | {"id": "depth"}) + "\n")
+    path = folder / "splits.json"
+    path.write_text(path.read_text().replace('["order"]', '["order", "depth"]'))
+    data = warm.load(Recipe("a", data=Data(corpus="corpus")), tmp_path / "recipe.toml")
+    assert data.train.dimensions == ["size", "tone"]

@@ -436,7 +436,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(made: Path, popi: Popi,
 def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: Popi) -> None:
     (place / "corpus" / "facts.jsonl").unlink()
     refused(popi("train", place / "recipe.toml", "--check"), "no facts for training")
-    edited(place / "corpus" / "splits.json", "form-3", "form-33")
+    edited(place / "corpus" / "splits.json", '["form-3"]', "[]")
     refused(popi("train", place / "recipe.toml", "--check"), "no pairs are left to develop on")
 
 

@@ -13,9 +13,10 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from popi_edge.errors import ConfigError
-from popi_training.corpus import FOLDER, Corpus, load
+from popi_training.corpus import FOLDER, WIDE, Corpus, load
 
 FILE = FOLDER / "splits.json"
 SEED = 4
@@ -61,19 +62,46 @@ def make(corpus: Corpus, seed: int = SEED) -> dict[str, object]:
 
 
 def read(path: Path = FILE) -> Splits:
-    """Read the split. Raises ConfigError where the file is missing or damaged."""
+    """Read the split. Raises ConfigError where the file is missing or damaged, or a value is of another type."""
     try:
         value = json.loads(path.read_text("utf-8"))
-        return Splits(
-            int(value["seed"]),
-            frozenset(value["dimensions"]),
-            frozenset(frozenset(c) for c in value["combinations"]),
-            frozenset(value["dev_prompts"]),
-        )
+        seed, combinations = int(value["seed"]), value["combinations"]
+        dimensions, dev_prompts = value["dimensions"], value["dev_prompts"]
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConfigError(f"{path}: not a split: {e}") from None
+    if not isinstance(combinations, list):
+        raise ConfigError(f"{path}: combinations must be a list")
+    pairs = [_ids(c, path, "combinations") for c in combinations]
+    if odd := next((c for c, pair in zip(combinations, pairs, strict=True) if len(pair) != 2), None):
+        raise ConfigError(f"{path}: combinations are of two dimensions each, not {odd!r:.60}")
+    return Splits(seed, _ids(dimensions, path, "dimensions"), frozenset(pairs), _ids(dev_prompts, path, "dev_prompts"))
+
+
+def _ids(value: Any, path: Path, key: str) -> frozenset[str]:
+    """The ids of a list. Raises ConfigError naming the key where it is none."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{path}: {key} must hold lists of ids, not {value!r:.60}")
+    return frozenset(value)
+
+
+def refuse_unknown(split: Splits, corpus: Corpus, path: Path) -> None:
+    """Raises ConfigError naming the first id of the split in ``path`` that the corpus beside it, with its wide part,
+    does not have: what it should hold out would be trained on. ``corpus``: as much of it as is loaded."""
+    if not _unknown(split, corpus):
+        return
+    wide = any((path.parent / WIDE).glob("*.jsonl"))
+    for key, name in _unknown(split, load(path.parent, wide=wide)):
+        raise ConfigError(f"{path}: {key}: the corpus has no {name!r:.60}")
+
+
+def _unknown(split: Splits, corpus: Corpus) -> list[tuple[str, str]]:
+    """(key, id) of what the corpus does not have."""
+    combined = frozenset(itertools.chain.from_iterable(split.combinations))
+    named = {"dimensions": split.dimensions, "combinations": combined, "dev_prompts": split.dev_prompts}
+    there = {"dev_prompts": corpus.prompts}
+    return [(k, n) for k, ids in named.items() for n in sorted(ids) if n not in there.get(k, corpus.dimensions)]
 
 
 def main() -> None:

@@ -52,11 +52,13 @@ class Set:
 
 
 def load(recipe: Recipe, where: Path) -> Set:
-    """Read and check the data of a recipe. Raises ConfigError where something of it is held out."""
+    """Read and check the data of a recipe. Raises ConfigError where something of it is held out, or what is to be held
+    out is not there."""
     folder = (where.parent / recipe.data.corpus).resolve() if recipe.data.corpus else corpora.FOLDER
     corpus = corpora.load(folder, wide=recipe.data.wide, later=recipe.data.later)
     heldout = corpora.load(folder, heldout=True)
     split = splits.read(folder / splits.FILE.name)
+    splits.refuse_unknown(split, corpus, folder / splits.FILE.name)
     dimensions = recipe.data.dimensions or tuple(d for d in corpus.dimensions if d not in split.dimensions)
     for name in dimensions:
         if name not in corpus.dimensions:
