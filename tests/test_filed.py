@@ -11,7 +11,7 @@ import pytest
 from popi_edge import config
 from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256
-from popi_training import filed, train
+from popi_training import corpus, filed, train
 from popi_training import recipe as recipes
 from tests import tiny_training as small
 from tests.test_train import edited
@@ -125,3 +125,17 @@ def test_what_cannot_be_trained_on_is_one_line(
     edited(path, old, new)
     code, out, err = small.popi(monkeypatch, capsys, "train", path, "--check")
     assert (code, out) == (1, "") and err.count("\n") == 1 and why in err, err
+
+
+@pytest.mark.parametrize("key", ["x", "yw", "yl"])
+def test_a_held_out_text_of_our_own_corpus_is_not_trained_on(path: Path, key: str) -> None:
+    held = corpus.load(heldout=True)
+    text = next(iter(held.prompts.values())) if key == "x" else next(iter(held.pairs[0].replies.values()))
+    row = {"x": "Any?", "yw": "Yes.", "yl": "No.", key: f" {text.upper()}"}
+    rows = [row | {"level": f"persona-{p}"} for p in range(4)]
+    data = path.parent / "roleplay.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows) + data.read_text())
+    edited(path, "most = 3", "most = 2")
+    with pytest.raises(ConfigError, match=r"file\.toml: data\.file has a text that our corpus holds out: ") as refused:
+        filed.load(recipes.read(path), path)
+    assert text[:40].upper() in str(refused.value)

@@ -2,7 +2,7 @@
 
 Kept apart by prompt: a prompt whose hash says so is for development, and no training person has a signal or a target on
 one. What nobody may be trained on (an evaluation file) is refused by ``data.apart``, a file whose prompts must not
-occur.
+occur; the held-out texts of our own corpus are refused always.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from popi_edge.errors import ConfigError
+from popi_training import corpus as corpora
 from popi_training import datasets
 from popi_training.evaluate.data import same_text
 from popi_training.people import Person
@@ -58,7 +59,8 @@ def kept_apart(prompt: str) -> bool:
 
 
 def load(recipe: Recipe, where: Path) -> Filed:
-    """The people of ``data.file``. Raises ConfigError: no such file, nobody left, a prompt that ``data.apart`` has."""
+    """The people of ``data.file``. Raises ConfigError: no such file, nobody left, a prompt that ``data.apart`` has, a
+    held-out text of our own corpus."""
     j = recipe.joint
     wanted = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
     name = recipe.data.file
@@ -67,6 +69,7 @@ def load(recipe: Recipe, where: Path) -> Filed:
         str(path) if path.exists() else name, recipe.data.format or "auto", seed=recipe.seed,
         signals=recipe.users.most, targets=j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group),
     )  # fmt: skip
+    _refuse_heldout(loaded.people, where)
     parted = [(_only(person, dev=False), _only(person, dev=True)) for person in loaded.people]
     train = [p for p, _ in parted if p.signals and len(p.targets) >= wanted]
     dev = [p for _, p in parted if p.signals and p.targets]
@@ -83,6 +86,19 @@ def _only(person: Person, *, dev: bool) -> Person:
     targets = tuple(t for t in person.targets if kept_apart(t.prompt) == dev)
     signals = tuple(s for s in person.signals if not kept_apart(str(getattr(s, "prompt", "") or "")))
     return replace(person, targets=targets, signals=signals)
+
+
+def _refuse_heldout(people: Sequence[Person], where: Path) -> None:
+    """Raises ConfigError naming the first prompt or reply of our own corpus's held-out part that somebody has."""
+    if not (corpora.FOLDER / corpora.HELDOUT).is_dir():  # an installed package has no corpus to measure on
+        return
+    corpus = corpora.load(corpora.FOLDER, heldout=True)
+    held = {same_text(t) for t in (*corpus.prompts.values(), *(t for p in corpus.pairs for t in p.replies.values()))}
+    for person in people:
+        targets = [text for t in person.targets for text in (t.prompt, t.chosen, t.rejected)]
+        for text in (*targets, *(text for s in person.signals for text in s.texts())):
+            if same_text(text) in held:
+                raise ConfigError(f"{where}: data.file has a text that our corpus holds out: {text!r:.60}")
 
 
 def _refuse(people: Sequence[Person], path: Path, format: str, where: Path) -> None:
