@@ -108,6 +108,12 @@ def test_check_says_what_it_would_be_trained_on(
         ('file = "roleplay.jsonl"', 'file = "nowhere.jsonl"', "nowhere.jsonl"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\nworld = true', "data.world"),
         ("most = 3", "most = 60", "nobody"),
+        ('file = "roleplay.jsonl"', 'apart = "apart.json"', "file.toml: data.apart is for data.file, which is missing"),
+        ('file = "roleplay.jsonl"', 'format = "elix"', "file.toml: data.format is for data.file, which is missing"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "apart.json"\napart_format = "alginx"',
+         "file.toml: data.apart_format is 'alginx'; it must be one of alignx, onestopenglish, corpus"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "corpus"\napart_format = "corpus"',
+         "only for measuring, has a prompt of data.file: 'Tell me about thing 3.'"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "apart.json"', "only for measuring, has"),
     ],
 )  # fmt: skip
@@ -122,6 +128,8 @@ def test_what_cannot_be_trained_on_is_one_line(
         for i in range(50)
     ]  # fmt: skip
     (path.parent / "apart.json").write_text(json.dumps(both))
+    held = small.corpus(path.parent / "corpus") / "heldout" / "form.jsonl"
+    edited(held, "Why is it so?", "Tell me about thing 3.")
     edited(path, old, new)
     code, out, err = small.popi(monkeypatch, capsys, "train", path, "--check")
     assert (code, out) == (1, "") and err.count("\n") == 1 and why in err, err

@@ -102,10 +102,13 @@ def _refuse_heldout(people: Sequence[Person], where: Path) -> None:
 
 
 def _refuse(people: Sequence[Person], path: Path, format: str, where: Path) -> None:
-    """Raises ConfigError naming the first prompt that is also in an evaluation file."""
+    """Raises ConfigError naming the first prompt that is also in an evaluation file, or held out by a corpus."""
     from popi_training.evaluate.data import load as rows_of
 
-    held = {same_text(r.prompt) for r in rows_of(path, format).rows}
+    if format == "corpus":
+        held = set(map(same_text, corpora.load(path, heldout=True).prompts.values()))
+    else:
+        held = {same_text(r.prompt) for r in rows_of(path, format).rows}
     for person in people:
         asked = [t.prompt for t in person.targets] + [str(getattr(s, "prompt", "") or "") for s in person.signals]
         for text in asked:

@@ -13,6 +13,7 @@ from typing import Any
 
 from popi_edge.errors import ConfigError
 from popi_training import limits
+from popi_training.evaluate.data import FORMATS
 from popi_training.limits import Limits
 from popi_training.users import KINDS, Mix
 
@@ -34,7 +35,8 @@ class Data:
     name adds; ``later``: also with what was added to that after popi-smol 0.5.0. ``dimensions``: those trained on
     (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of popi-micro.
     ``file``: instead of a corpus, a data set by public name or file (``popi_training.datasets``) of a ``format``;
-    ``apart``: an evaluation file, of ``apart_format``, whose prompts must not be among those trained on."""
+    ``apart``: an evaluation file, of ``apart_format``, whose prompts must not be among those trained on (``corpus``:
+    the folder of a corpus, whose held-out prompts must not be)."""
 
     corpus: str = ""
     wide: bool = False
@@ -307,6 +309,12 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
+    if odd := next((k for k in ("apart", "format") if getattr(r.data, k) and not r.data.file), None):
+        raise ConfigError(f"{where}: data.{odd} is for data.file, which is missing")
+    if r.data.apart_format not in FORMATS:
+        raise ConfigError(
+            f"{where}: data.apart_format is {r.data.apart_format!r:.40}; it must be one of {', '.join(FORMATS)}"
+        )
     if j.identity and r.data.file:
         raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus, or the world")
     if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
