@@ -319,6 +319,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: joint.identity needs others who want the same: our own corpus, or the world")
     if r.lora.full and (r.method != "joint" or r.lora.start or r.lora.start_generate):
         raise ConfigError(f"{where}: lora.full is for method \"joint\", and starts from no adapter")
+    if r.train.patience and not r.train.dev_users:
+        raise ConfigError(f"{where}: train.patience looks at development users; train.dev_users is 0")
     if r.train.optimizer not in OPTIMIZERS:
         raise ConfigError(
             f"{where}: train.optimizer is {r.train.optimizer!r:.40}; it must be one of {', '.join(OPTIMIZERS)}"
