@@ -281,9 +281,10 @@ def test_check_says_what_would_be_trained_on_without_torch(
 def test_check_of_a_known_base_that_is_not_here_leaves_the_tokens_out(place: Path, popi: Popi) -> None:
     known = BASES["smollm2-135m"].sha256
     path = small.recipe(place, "smollm2-135m", sha256=known)
+    edited(path, known, known.upper())
     code, out, _ = popi("train", path, "--check", "--json")
     assert code == 0 and json.loads(out)["tokens"] is None and json.loads(out)["licences"]["base"] == "Apache-2.0"
-    edited(path, known, "0" * 64)
+    edited(path, known.upper(), "0" * 64)
     refused(popi("train", path, "--check"), "but the recipe wants 000000000000…")
 
 

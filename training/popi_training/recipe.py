@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -303,6 +304,8 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
             f"not {r.method!r:.40} of {r.role!r:.40}"
         )
+    if r.base.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", r.base.sha256):
+        raise ConfigError(f"{where}: base.sha256 must be 64 hexadecimal digits, not {r.base.sha256!r:.80}")
     if s.hidden and (s.hidden % s.heads or s.hidden // s.heads % 2 or s.heads % s.kv_heads):
         raise ConfigError(f"{where}: scratch.hidden must be an even multiple of heads, and heads one of kv_heads")
     if bool(s.hidden) != r.data.world or (r.data.world and r.method != "joint"):

@@ -76,7 +76,7 @@ def load(recipe: Recipe, where: Path) -> Set:
 
 def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:
     """Raises ModelError where the base called ``name`` is not the one that the recipe wants."""
-    if recipe.base.sha256 and sha256 != recipe.base.sha256:
+    if recipe.base.sha256 and sha256 != recipe.base.sha256.lower():
         raise ModelError(f"{name} has SHA-256 {sha256[:12]}…, but the recipe wants {recipe.base.sha256[:12]}…")
 
 
