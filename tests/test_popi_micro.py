@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,20 @@ def test_the_first_minute_of_the_committed_recipe_learns_to_read_a_signal(tmp_pa
     told = [set(world.counted(p.signals)) for p in people]
     said = [set(world.read(z)) for z in world_eval.written(trainer, people, "infer")]
     assert np.mean([len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(told, said, strict=True)]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("pairs = 8", "joint.pairs is 8 and 1 to learn from (joint.dpo_pairs); people of the world have 8 pairs"),
+        ("pairs = 9\nshared_pairs = true", "joint.pairs is 9; people of the world have 8 pairs"),
+        ("pairs = 8\nshared_pairs = true", ""),
+    ],
+)
+def test_more_pairs_than_people_have_are_refused_before_the_warm_start(recipe: Path, lines: str, why: str) -> None:
+    edited(recipe, "pairs = 1", lines)
+    if not why:
+        assert recipes.read(recipe).joint.pairs == 8
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"micro.toml: {why}")):
+        recipes.read(recipe)

@@ -310,6 +310,8 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: scratch.hidden must be an even multiple of heads, and heads one of kv_heads")
     if bool(s.hidden) != r.data.world or (r.data.world and r.method != "joint"):
         raise ConfigError(f"{where}: data.world, scratch.hidden and method \"joint\" go together")
+    if r.data.world:
+        _check_world(r, where)
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
     if odd := next((k for k in ("apart", "format") if getattr(r.data, k) and not r.data.file), None):
@@ -342,3 +344,14 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: joint.temperature is {j.temperature:g}; with joint.rollout \"vllm\" at most 2")
     if r.method == "joint" and u.silent:
         raise ConfigError(f"{where}: users.silent must be 0 for method \"joint\": who wants nothing rewards nothing")
+
+
+def _check_world(r: Recipe, where: str) -> None:
+    """Raises ConfigError for more targets than people of the world have, and for a key that means nothing there."""
+    from popi_training.world import TARGETS
+
+    j = r.joint
+    learnt = 0 if j.shared_pairs or j.schedule == "frozen" else j.dpo_pairs
+    if j.pairs + learnt > TARGETS:
+        besides = f" and {learnt} to learn from (joint.dpo_pairs)" if learnt else ""
+        raise ConfigError(f"{where}: joint.pairs is {j.pairs}{besides}; people of the world have {TARGETS} pairs")
