@@ -147,3 +147,14 @@ def test_a_held_out_text_of_our_own_corpus_is_not_trained_on(path: Path, key: st
     with pytest.raises(ConfigError, match=r"file\.toml: data\.file has a text that our corpus holds out: ") as refused:
         filed.load(recipes.read(path), path)
     assert text[:40].upper() in str(refused.value)
+
+
+@pytest.mark.parametrize("line", ['schedule = "sft"', "warm = 1"])
+def test_silence_is_not_taught_where_nothing_describes_a_person(path: Path, line: str) -> None:
+    edited(path, "[joint]", f"[joint]\n{line}")
+    with pytest.raises(ConfigError, match=r"file\.toml: joint\..* data\.file says nothing of roleplay:persona-"):
+        filed.load(recipes.read(path), path)
+    data = path.parent / "roleplay.jsonl"
+    rows = [json.loads(row) for row in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(r | {"score_persona": "Likes short replies."}) + "\n" for r in rows))
+    assert filed.load(recipes.read(path), path).train[0].oracle == "Likes short replies."

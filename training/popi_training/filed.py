@@ -60,7 +60,7 @@ def kept_apart(prompt: str) -> bool:
 
 def load(recipe: Recipe, where: Path) -> Filed:
     """The people of ``data.file``. Raises ConfigError: no such file, nobody left, a prompt that ``data.apart`` has, a
-    held-out text of our own corpus."""
+    held-out text of our own corpus, somebody with nothing to imitate where the recipe imitates."""
     j = recipe.joint
     wanted = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
     name = recipe.data.file
@@ -76,6 +76,10 @@ def load(recipe: Recipe, where: Path) -> Filed:
     if not train or (recipe.train.dev_users and len(dev) < 2):
         short = "train on" if not train else "develop on"
         raise ConfigError(f"{where}: data.file: nobody with {wanted} targets or more is left to {short}")
+    untold = next((p.id for p in train if not p.oracle), "")
+    if untold and (j.schedule == "sft" or j.warm):
+        key = "joint.warm" if j.warm else "joint.schedule \"sft\""
+        raise ConfigError(f"{where}: {key} imitates what describes a person; data.file says nothing of {untold:.80}")
     if recipe.data.apart:
         _refuse(train, (where.parent / recipe.data.apart).resolve(), recipe.data.apart_format, where)
     return Filed(tuple(train), tuple(dev), loaded)
