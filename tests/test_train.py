@@ -288,6 +288,12 @@ def test_check_of_a_known_base_that_is_not_here_leaves_the_tokens_out(place: Pat
     refused(popi("train", path, "--check"), "but the recipe wants 000000000000…")
 
 
+def test_a_misspelt_folder_of_a_base_is_refused(place: Path, popi: Popi) -> None:
+    text = (place / "recipe.toml").read_text()
+    (place / "recipe.toml").write_text(re.sub(r"name = .*gguf.*", 'name = "./bsae"', text))
+    refused(popi("train", place / "recipe.toml", "--check"), "recipe.toml: base.name: there is no folder", "bsae")
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_another_base_is_refused(place: Path, popi: Popi, check: bool) -> None:
     make.llama(place / "other.gguf", seed=9)

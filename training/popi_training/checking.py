@@ -138,7 +138,9 @@ def _phrasings(corpus: Any, dimensions: Any) -> int:
 
 
 def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
-    """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash."""
+    """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash,
+    ConfigError for a folder that is missing where there are others: its name is wrong."""
+    from popi_edge.errors import ConfigError
     from popi_edge.models.bases import BASES, file_sha256, find, locate
     from popi_training import folder, warm
 
@@ -146,6 +148,8 @@ def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
     path: Path | None
     if "/" in name and not name.endswith(".gguf"):
         path = (where.parent / name).resolve()
+        if path.parent.is_dir() and not path.is_dir():
+            raise ConfigError(f"{where}: base.name: there is no folder {path}")
         if not path.is_dir():
             return None
         folder.read_config(path)
