@@ -434,7 +434,7 @@ def test_a_device_that_is_not_here_is_one_line(place: Path, popi: Popi, monkeypa
     "words",
     [["--replay", 2], ["--against", "x"], ["--check", "--until", 3], ["--check", "--workers", 2],
      ["--replay", 2, "--against", "x", "--device", "cuda"], ["--check", "--replay", 2, "--against", "x"],
-     ["--until", 0], ["--minutes", 0]],
+     ["--until", 0], ["--minutes", 0], ["--minutes", "nan"]],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_wrong_usage(made: Path, popi: Popi, words: list[object]) -> None:
     assert popi("train", made / "recipe.toml", *words)[0] == 2

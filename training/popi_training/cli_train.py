@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +77,8 @@ def train(
     """Train by a recipe, or go on with a run that was stopped."""
     from popi_training import recipe as recipes
 
+    if minutes is not None and math.isnan(minutes):
+        raise click.UsageError("--minutes must be a number")
     if (replay is None) != (against is None):
         raise click.UsageError("--replay and --against go together")
     trained = any(o is not None for o in (out, minutes, until, finish)) or device != "cpu" or workers
