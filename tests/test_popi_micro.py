@@ -260,3 +260,18 @@ def test_more_pairs_than_people_have_are_refused_before_the_warm_start(recipe: P
         return
     with pytest.raises(ConfigError, match=re.escape(f"micro.toml: {why}")):
         recipes.read(recipe)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('world = true\ncorpus = "corpus"', "data.corpus"), ("world = true\nwide = true", "data.wide"),
+        ('world = true\ndimensions = ["tone"]', "data.dimensions"), ('world = true\nfile = "a.jsonl"', "data.file"),
+        ('world = true\n[base]\nname = "other"', "base.name"), ('world = true\n[lora]\nstart = "a.gguf"', "lora.start"),
+        ("world = true\n[lora]\nrank = 4", "lora.rank"),
+    ],
+)  # fmt: skip
+def test_a_key_that_means_nothing_in_the_world_is_refused(recipe: Path, line: str, key: str) -> None:
+    edited(recipe, "world = true", line)
+    with pytest.raises(ConfigError, match=re.escape(f"micro.toml: {key} means nothing with data.world")):
+        recipes.read(recipe)

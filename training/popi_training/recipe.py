@@ -350,6 +350,10 @@ def _check_world(r: Recipe, where: str) -> None:
     """Raises ConfigError for more targets than people of the world have, and for a key that means nothing there."""
     from popi_training.world import TARGETS
 
+    for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora())):
+        own = getattr(r, table)
+        if odd := next((f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(plain, f.name)), ""):
+            raise ConfigError(f"{where}: {table}.{odd} means nothing with data.world")
     j = r.joint
     learnt = 0 if j.shared_pairs or j.schedule == "frozen" else j.dpo_pairs
     if j.pairs + learnt > TARGETS:
