@@ -129,6 +129,35 @@ def test_a_wrong_type_is_named(text: str, why: str, tmp_path: Path) -> None:
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"[train]\nsteps = 1{'0' * 400}", r"train\.steps is a whole number of more than 64 bits"),
+        (f"[train]\nlr = 1{'0' * 400}", r"train\.lr is a whole number of more than 64 bits"),
+        (f"[train]\nsteps = {'9' * 5001}", "not TOML: "),
+        (f"[train]\nsteps = 0x{'f' * 5001}", r"train\.steps is a whole number of more than 64 bits"),
+        (f"[users]\nwants = 0x{'f' * 5001}", r"users\.wants is a whole number of more than 64 bits"),
+        (f"[users]\nwants = {'[' * 3000}{']' * 3000}", "not TOML: "),
+        (f"[limits]\ntask = 1{'0' * 400}", r"limits\.task is a whole number of more than 64 bits"),
+        (f"[limits]\ntokenizer = 0x{'f' * 5001}", r"limits\.tokenizer is a whole number of more than 64 bits"),
+        (f"[limits.kl]\nQ4_1 = 1{'0' * 400}", r"limits\.kl\.Q4_1 is a whole number of more than 64 bits"),
+        ('[data]\ncorpus = "x\\u0000y"', r"data\.corpus has a null character"),
+    ],
+    ids=range(10),
+)
+def test_what_is_too_large_or_no_path_is_one_line(text: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"r\.toml: {why}") as refused:
+        read(tmp_path, f"name = 'a'\n{text}")
+    assert "\n" not in str(refused.value)
+
+
+def test_limits_of_a_file_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text(f"x = {'[' * 3000}{']' * 3000}")
+    with pytest.raises(ConfigError, match=r"limits\.toml: not TOML: "):
+        limits.read(path)
+
+
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         recipe.read(tmp_path / "none.toml")

@@ -47,12 +47,26 @@ class Limits:
 def read(path: Path) -> Limits:
     """The limits of a TOML file's table ``[limits]``; the defaults where it has none. Raises ConfigError."""
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not TOML: {e}") from None
-    return parse(table.get("limits", {}), str(path))
+    return parse(tables(text, str(path)).get("limits", {}), str(path))
+
+
+def tables(text: str, where: str) -> dict[str, Any]:
+    """What a TOML text says. Raises ConfigError: not TOML, or numbers too long or lists too deep to be read."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{where}: not TOML: {e}") from None
+
+
+def refuse_large(value: Any, key: str, where: str) -> None:
+    """Raises ConfigError for a whole number beyond the 64 bits of TOML, which may be too long to be told."""
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where}: {key} is a whole number of more than 64 bits")
 
 
 def parse(table: Any, where: str) -> Limits:
@@ -74,6 +88,7 @@ def parse(table: Any, where: str) -> Limits:
             own = {k: _number(v, f"limits.{key}.{k}", where) for k, v in value.items()}
             values[key] = {**getattr(Limits(), key), **own}
         elif key == "tokenizer":
+            refuse_large(value, "limits.tokenizer", where)
             if type(value) is not int or value < 0:
                 raise ConfigError(f"{where}: limits.tokenizer must be a whole number of at least 0, not {value!r:.40}")
             values[key] = value
@@ -83,6 +98,7 @@ def parse(table: Any, where: str) -> Limits:
 
 
 def _number(value: Any, key: str, where: str) -> float:
+    refuse_large(value, key, where)
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         raise ConfigError(f"{where}: {key} must be a number of at least 0, not {value!r:.40}")
     return float(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -203,10 +202,7 @@ def read(path: Path) -> Recipe:
 
 def parse(text: str, where: str) -> Recipe:
     """A recipe from its text; ``where`` names it in errors. Raises ConfigError as ``read`` does."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{where}: not TOML: {e}") from None
+    table = limits.tables(text, where)
     if "text" in table:
         raise ConfigError(f"{where}: there is no key text")
     recipe: Recipe = _made(Recipe, table, where, "")
@@ -230,6 +226,9 @@ def _made(kind: Any, table: Any, where: str, prefix: str) -> Any:
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     """``value`` as the field's type; whole numbers will do for floats. Raises ConfigError naming the key."""
+    limits.refuse_large(value, key, where)
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where}: {key} has a null character")
     if hint is Limits:
         return limits.parse(value, where)
     if dataclasses.is_dataclass(hint):
