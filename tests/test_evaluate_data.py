@@ -214,6 +214,7 @@ def test_every_paragraph_serves_both_users_with_signals_from_other_stories(tmp_p
 
 
 def test_a_limit_keeps_blocks_whole(tmp_path: Path) -> None:
+    assert len(stories(tmp_path, limit=9).rows) == 8
     drawn = stories(tmp_path, limit=8).rows
     assert len(drawn) == 8
     assert sum(len(r.chosen) > len(r.rejected) for r in drawn) == 4

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from popi_edge import config, prompts
+from popi_training import joint, targets, train, warm
 from popi_training import recipe as recipes
-from popi_training import targets, train, warm
 from popi_training.base import lora_parameters
 from popi_training.joint import Joint
 from popi_training.people import Target, leaks
@@ -189,12 +189,17 @@ def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path, i
         assert b.abs().max() > 0 and (a - b).abs().max() < 5e-3 * b.abs().max()
 
 
-@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+WARM = ("[joint]", "[joint]\nwarm = 2\nlr_warm = 0.01")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes"), [("simultaneous", ()), ("alternating", ()), ("simultaneous", (WARM,))]
+)
 def test_a_run_that_was_stopped_anywhere_goes_on_with_the_same_numbers(
-    folder: Path, schedule: str, tmp_path: Path
+    folder: Path, schedule: str, changes: tuple[tuple[str, str], ...], tmp_path: Path
 ) -> None:
     def go_on(out: Path, until: int) -> None:
-        train.run(opened(folder, schedule), out, until=until, minutes=None, tell=lambda *_: None)
+        train.run(opened(folder, schedule, *changes), out, until=until, minutes=None, tell=lambda *_: None)
 
     go_on(tmp_path / "whole", STEPS)
     at = random.randrange(1, STEPS)
@@ -216,6 +221,52 @@ def test_patience_ends_a_run_and_the_best_checkpoint_stays(folder: Path, tmp_pat
     assert train.read_checkpoint(tmp_path / "run" / train.BEST)["step"] == 2
 
 
+def test_what_was_seen_before_the_warm_start_ended_is_no_measure_of_what_comes_after(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = opened(folder, "simultaneous", WARM, ("dev_every = 4", "dev_every = 1\npatience = 3"))
+    looks = iter([0.1, 0.9, 0.8, 0.85, 0.7, 0.6])
+    trainer.develop = lambda: {"dev_loss": next(looks)}  # type: ignore[method-assign]
+    train.run(trainer, tmp_path / "run", until=STEPS, minutes=None, tell=lambda *_: None)
+    assert (trainer.step, trainer.best) == (STEPS, (0.6, STEPS))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_only_without_the_mask_is_a_summary_cut_off(folder: Path, mask: bool) -> None:
+    """Under it whatever is as long as may be stands at an end, and nothing but the end token may follow."""
+    trainer = shaken(opened(folder, "simultaneous", ("[joint]", f"[joint]\nmask = {str(mask).lower()}")))
+    most, ends = trainer.reader.limits["summary_tokens"], trainer.reader.tokenizer.eos_ids
+    long = 0
+    for step in range(4):
+        for group in trainer.draw(trainer.make(step)):
+            for d, text in zip(group.draws, group.texts, strict=True):
+                assert d.finished == (d.ids[-1] in ends) and len(d.ids) <= most + d.finished
+                if mask:
+                    assert d.finished and text[-1] in ".!?"
+                    long += len(d.ids) == most + 1
+                else:
+                    long += not d.finished
+    assert long > 2
+
+
+@torch.no_grad()
+def test_the_look_at_development_knows_ties_and_follows_the_mask(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("pairs = 1\n", "pairs = 3\n"), ("[joint]", "[joint]\nmask = false")
+    trainer = shaken(opened(folder, "simultaneous", *changes))
+    asked = []
+    draw = joint.rollout
+    monkeypatch.setattr(joint, "rollout", lambda *a, **k: asked.append(k["mask"]) or draw(*a, **k))
+    trainer.said = lambda _: "Likes short replies."  # type: ignore[method-assign]
+    assert trainer.develop()["dev_contrast"] == 0.5 and asked and not any(asked)
+
+
+def test_a_generator_as_it_began_is_right_on_half_without_a_summary(folder: Path) -> None:
+    trainer = opened(folder, "simultaneous", ("empty = 0.3", "empty = 1.0"))
+    assert trainer.move_generate(trainer.draw(trainer.make(0)))["dpo_accuracy"] == 0.5
+
+
 def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder: Path) -> None:
     recipe = recipes.read(folder / "recipe.toml")
     data, reader = warm.load(recipe, folder / "recipe.toml"), opened(folder).reader
@@ -231,8 +282,11 @@ def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder:
         for t in one.targets:
             assert t.prompt not in {text for s in one.signals for text in s.texts()}
             assert replies[t.chosen][0] == replies[t.rejected][0] and t.prompt != data.corpus.prompts["form-3"]
-    dev = targets.dev_couple(recipe, data, 0)
-    assert {t.prompt for p in dev for t in p.targets} == {data.corpus.prompts["form-3"]}
+    for index in range(3):
+        dev = targets.dev_couple(recipe, data, index)
+        assert {t.prompt for p in dev for t in p.targets} == {data.corpus.prompts["form-3"]}
+        one, other = ([(t.chosen, t.rejected) for t in p.targets] for p in dev)
+        assert one == [pair[::-1] for pair in other]
 
 
 def test_shuffled_rewards_are_the_groups_own_in_another_order(folder: Path) -> None:

@@ -17,6 +17,7 @@ the recipe and the step's number alone.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -135,6 +136,7 @@ class Joint(Trainer):
             for role in ("infer", "generate"):
                 self.roles.begin(role)
             self._references.clear()
+            self.best = (math.inf, self.step)  # what was seen before is against another reference
         return line | {"lr": lr}
 
     # drawing ------------------------------------------------------------------------------------------------
@@ -316,7 +318,7 @@ class Joint(Trainer):
                 (loss + j.anchor * nats).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
             plain += float(nats.detach()) * size
-            right += float((found > 0).float().mean()) * share * size
+            right += float(objective.wins(found.round(decimals=3)).mean()) * share * size
         line = {"dpo_loss": total, "dpo_accuracy": right, "reply_nats": plain}
         return line if "infer" in self.moving(self.step) else line | {"loss": total + j.anchor * plain}
 
@@ -361,14 +363,20 @@ class Joint(Trainer):
             with self.roles.playing("infer") as model:
                 asked = [self.reader.prompt(p.signals) for p in couple]
                 drawn = [
-                    d for (d,) in rollout(model, self.reader, asked, group=1, temperature=0.0, most=self.team.most)
-                ]
+                    d
+                    for (d,) in rollout(
+                        model, self.reader, asked, group=1, temperature=0.0, mask=self.recipe.joint.mask,
+                        most=self.team.most,
+                    )
+                ]  # fmt: skip
             texts = [self.said(d) for d in drawn]
             tokens += [len(d.ids) for d in drawn]
             said += texts
             for i, person in enumerate(couple):
                 pairs = person.targets[: self.recipe.joint.pairs]
-                found = self.margins([(z, t) for z in (texts[i], texts[1 - i]) for t in pairs]).view(2, len(pairs))
+                once = list(dict.fromkeys((texts[i], texts[1 - i])))  # the same text ties, whatever it is scored beside
+                each = self.margins([(z, t) for z in once for t in pairs]).view(len(once), len(pairs))
+                found = each[[0, -1]]
                 losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
                 right += objective.wins(found[0]).tolist()
                 beats += objective.wins(found[0], found[1]).tolist()

@@ -7,7 +7,7 @@ against) and ``reference`` (π_θ as it began: DESIGN's π_ref).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -100,10 +100,14 @@ class Adapters:
     def begin(self, role: str) -> None:
         """Keep ``infer`` or ``generate`` as it is now: what ``start`` or ``reference`` plays."""
         frozen = next(k for k, v in BEGAN.items() if v == role)
-        base.with_lora(self.model, self._rank, self._alpha, self._seed, adapter=frozen)
-        base.load_lora(self.model, base.lora_state(self.model, role), frozen)
-        self._began[frozen] = frozen
-        self._look()
+        self._keep(frozen, base.lora_state(self.model, role))
+
+    def _keep(self, frozen: str, state: Mapping[str, Any]) -> None:
+        if self._began[frozen] is None:
+            base.with_lora(self.model, self._rank, self._alpha, self._seed, adapter=frozen)
+            self._began[frozen] = frozen
+            self._look()
+        base.load_lora(self.model, state, frozen)
 
     @contextmanager
     def playing(self, role: str) -> Iterator[Any]:
@@ -134,11 +138,15 @@ class Adapters:
         return []
 
     def state(self) -> States:
-        return {role: base.lora_state(self.model, role) for role in TRAINED}
+        kept = [frozen for frozen, name in self._began.items() if name]
+        return {role: base.lora_state(self.model, role) for role in (*TRAINED, *kept)}
 
     def load(self, states: States) -> None:
         for role in TRAINED:
             base.load_lora(self.model, states.get(role, {}), role)
+        for frozen in BEGAN:
+            if frozen in states:
+                self._keep(frozen, states[frozen])
 
 
 class Models:

@@ -96,8 +96,19 @@ def rollout(
             past_key_values=cache,
             use_cache=True,
         ).logits[0]
+    if mask:  # at the limit nothing but the end may follow, and nothing that ends there was cut off
+        for row in alive:
+            for column, last in zip(drawn[row], ended(reader), strict=True):
+                column.append(last)  # type: ignore[arg-type]
+            done[row] = True
     made = [Draw(tuple(i), tuple(a), tuple(p), end) for (i, a, p), end in zip(drawn, done, strict=True)]
     return [made[k : k + group] for k in range(0, rows, group)]
+
+
+def ended(reader: Reader) -> tuple[int, Ints, float]:
+    """The end of a summary as long as may be, which the closed vocabulary leaves no choice: its token, what was allowed
+    and its log-probability."""
+    return reader.tokenizer.eos, np.array([reader.tokenizer.eos]), 0.0
 
 
 def _prefilled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from popi_edge.signals import Signal
@@ -42,7 +43,7 @@ def dev_couple(recipe: Recipe, data: warm.Set, index: int) -> list[Person]:
 
 def _person(user: User, material: Material, count: int, seed: int, oracle: str = "") -> Person:
     """A user with up to ``count`` targets about what they want, on prompts that their signals are not about."""
-    name = user.id.removesuffix(":0").removesuffix(":1")
+    name = re.sub(r"(:\d+):[01]$", r"\1", user.id)  # both of a couple are called by the couple's name and a number
     rng = random.Random(f"targets:{seed}:{name}")
     asked = {text for signal in user.signals for text in signal.texts()}
     wanted = {want.dimension: want.pole for want in user.wants}

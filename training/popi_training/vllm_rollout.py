@@ -30,7 +30,7 @@ from popi_edge.errors import ConfigError, EngineError
 from popi_training.pack import Ints
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Roles
-from popi_training.rollout import Draw, How, Prompts
+from popi_training.rollout import Draw, How, Prompts, ended
 from popi_training.warm import Reader
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -150,7 +150,11 @@ def _read(reader: Reader, output: Any, mask: bool, words: int) -> Draw:
         if token not in allowed[-1]:
             raise EngineError(f"{WHAT}: the engine drew token {token}, which the mask forbids; is it of vLLM's V1?")
     logprobs = tuple(float(at[token].logprob) for at, token in zip(output.logprobs, ids, strict=True))
-    return Draw(ids, tuple(allowed), logprobs, ids[-1] in reader.tokenizer.eos_ids)
+    finished = ids[-1] in reader.tokenizer.eos_ids
+    if mask and not finished:
+        token, only, logprob = ended(reader)
+        ids, allowed, logprobs, finished = (*ids, token), [*allowed, only], (*logprobs, logprob), True
+    return Draw(ids, tuple(allowed), logprobs, finished)
 
 
 def _imported() -> tuple[Any, Any, Any]:

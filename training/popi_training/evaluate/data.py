@@ -120,7 +120,7 @@ def load(
 
 
 def draw(rows: Sequence[Row], limit: int, seed: int, personas: Sequence[str]) -> list[Row]:
-    """``limit`` rows drawn by ``seed``: whole blocks where there are blocks, else the personas take turns.
+    """Up to ``limit`` rows drawn by ``seed``: whole blocks where there are blocks, else the personas take turns.
 
     Under one seed a larger limit keeps what a smaller one drew, so that a run can be extended.
     """
@@ -130,7 +130,9 @@ def draw(rows: Sequence[Row], limit: int, seed: int, personas: Sequence[str]) ->
     names = sorted(blocks)
     generator(seed, "limit").shuffle(names)
     if any(len(block) > 1 for block in blocks.values()):
-        return [row for name in names for row in blocks[name]][:limit]
+        upto = itertools.accumulate(len(blocks[name]) for name in names)
+        whole = sum(1 for _ in itertools.takewhile(lambda total: total <= limit, upto))
+        return [row for name in names[: max(1, whole)] for row in blocks[name]]
     queues = [[blocks[n][0] for n in names if blocks[n][0].user_key == p] for p in personas]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
     return [row for row in turns if row is not None][:limit]
