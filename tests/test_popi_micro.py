@@ -94,6 +94,12 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert any(p.oracle != p.told for p in warming) and not any(p.told or p.known for p in later[-24:])
 
 
+def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process"):
+        popi_micro.open_run(recipes.read(recipe), "cpu")
+
+
 def test_an_arm_has_its_own_rates_whatever_the_warm_start_had(recipe: Path, tmp_path: Path) -> None:
     go_on(recipe, tmp_path / "warm", 3)
     edited(recipe, "lr = 3e-5", "lr = 8e-4")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import tempfile
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from popi_edge import prompts
+from popi_edge.errors import ConfigError
 from popi_training import micro, warm, world
 from popi_training.dense import Dense
 from popi_training.joint import Joint
@@ -122,7 +124,10 @@ def couple(index: int) -> list[Person]:
 
 
 def open_run(recipe: Recipe, device: str) -> Joint:
-    """Both models, drawn by the recipe's seed, and the world."""
+    """Both models, drawn by the recipe's seed, and the world. Raises ConfigError in several processes: the people of a
+    step that warms up cannot be shared out evenly."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("the controlled world is trained in one process")
     read = reader()
     models = [micro.untrained(len(read.tokenizer), 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)]
     made = {
