@@ -6,8 +6,8 @@
 People come in couples: the same wants, drawn from the held-out prompts, shown in other signals, on other prompts where
 enough are left; most have facts among their signals, since those are what must not show. ``--signals``: so many for
 each want, two at least (default: one to three, as in training). ``--sampled``: at this temperature instead of greedily;
-``--no-mask``: without the closed vocabulary, which is how a leak would show. FILE has the lines of ``popi_training.attacker``; what it
-finds among people who want the same, and among all, is printed as JSON.
+``--no-mask``: without the closed vocabulary, which is how a leak would show. FILE has the lines of
+``popi_training.attacker``; what it finds among people who want the same, and among all, is printed as JSON.
 """
 
 from __future__ import annotations
