@@ -287,6 +287,16 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     assert "failures cannot be told" in text
 
 
+def test_evaluations_of_one_name_in_folders_of_one_name_stay_apart(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    two = [an_evaluation(tmp_path / x / "eval" / "finish", [listed("a", 1, -1)], a) for x, a in (("A", 1), ("B", 0))]
+    found = called(run, "--eval", two[0], "--eval", two[1], "--json")
+    assert json.loads(found.stdout)["evaluations"] == ["A/eval/finish", "B/eval/finish"]
+    page = Page((run / "report" / "index.html").read_text("utf-8"))
+    drawn = [a["src"] for tag, a in page.elements if tag == "img" and "ccuracy" in str(a["alt"])]
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
+
+
 def test_what_else_is_missing_or_odd_is_said(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:

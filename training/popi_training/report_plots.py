@@ -241,14 +241,15 @@ def _paretos(figure: Figure, theme: Theme, *, evaluations: Sequence[Evaluation],
 # all of them ----------------------------------------------------------------------------------------------
 def pictures(sources: Sources) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What the page shows (``curves``: of each group its picture in both themes; ``pareto``: the same by the
-    evaluation's title and metric; ``left``: fields that are too many), and the files beside it, by name."""
+    evaluation's place and metric; ``left``: fields that are too many), and the files beside it, by name."""
     series = {n: s for n, s in (sources.metrics.series if sources.metrics else {}).items() if s.values}
     found, evaluations = groups(list(series)), drawable(sources.evaluations)
     drawn, names = found[:MOST], _names(evaluations)
     curves = [{"group": g, "images": _both(partial(_curves, drawn=[g], series=series), SMALL)} for g in drawn]
     pareto = {
-        e.title: {m: _both(partial(_pareto, evaluation=e, metrics=[m], names=names), TALL) for m in METRICS}
-        for e in evaluations
+        i: {m: _both(partial(_pareto, evaluation=e, metrics=[m], names=names), TALL) for m in METRICS}
+        for i, e in enumerate(sources.evaluations)
+        if e in evaluations
     }
     files, (wide, high), light = {}, SMALL, THEMES["light"]
     if drawn:

@@ -215,10 +215,12 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _titled(folders: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each folder once, with its name; with its parent's too where two have the same."""
+    """Each folder once, with its name; with so many folders above it that no other is called the same."""
     once = list(dict.fromkeys(f.resolve() for f in folders))
-    names = Counter(f.name for f in once)
-    return [(f, f.name if names[f.name] == 1 else f"{f.parent.name}/{f.name}") for f in once]
+    deepest = max((len(f.parts) for f in once), default=0)
+    ends = [Counter(f.parts[-n:] for f in once) for n in range(1, deepest + 1)]
+    alone = [next(end for n, of in enumerate(ends, 1) if of[end := f.parts[-n:]] == 1) for f in once]
+    return [(f, "/".join(end)) for f, end in zip(once, alone, strict=True)]
 
 
 def read_evaluation(folder: Path, title: str) -> Evaluation:
