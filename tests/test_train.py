@@ -336,6 +336,48 @@ def test_a_run_begun_from_something_else_is_left_as_it_is(place: Path, popi: Pop
     assert {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("what", ["another recipe", "no run.json", "a link to nowhere"])
+def test_a_run_without_a_checkpoint_that_is_not_this_one_is_left_as_it_is(place: Path, popi: Popi, what: str) -> None:
+    whole, why = place / "whole", "was begun from another recipe"
+    (whole / train.CHECKPOINT).unlink()
+    if what == "another recipe":
+        edited(place / "recipe.toml", "lr = 0.01", "lr = 0.02")
+    elif what == "no run.json":
+        (whole / train.RUN).unlink()
+        why = "best.pt: there is no run.json beside it"
+    else:
+        (whole / train.CHECKPOINT).symlink_to("nowhere")
+        why = "cannot read"
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    refused(popi("train", place / "recipe.toml", "--out", whole), str(whole), why)
+    assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("run.json", '{"name": "mine"}', "not one of popi train"),
+        ("run.json", "[" * 100_000, "not a run"),
+        ("recipe.toml", "flour = 2", "another recipe"),
+        ("metrics.jsonl", "", "there is no run.json beside it"),
+    ],
+)
+def test_a_file_that_is_no_run_of_ours_is_left_as_it_is(
+    place: Path, popi: Popi, name: str, text: str, why: str
+) -> None:
+    out = place / "mine"
+    out.mkdir()
+    (out / name).write_text(text)
+    refused(popi("train", place / "recipe.toml", "--out", out), f"{out / name}: {why}")
+    assert {p.name for p in out.iterdir()} <= {name, train.LOCK} and (out / name).read_text() == text
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(place: Path, made: Path) -> None:
+    (place / "whole" / train.CHECKPOINT).unlink()
+    go_on(place / "recipe.toml", place / "whole")
+    assert figures(place / "whole") == figures(made / "whole") and alike(place / "whole", made / "whole")
+
+
 @pytest.mark.parametrize("how", ["cut", "one byte", "text", "another file"])
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(place: Path, popi: Popi, how: str) -> None:
     path = place / "whole" / train.CHECKPOINT

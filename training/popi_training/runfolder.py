@@ -71,7 +71,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ConfigError(f"{path}: not a run: {e}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: not a run: no object")

@@ -136,12 +136,28 @@ class Trainer(ABC):
         """Go on from the checkpoint. Raises ConfigError for one made from something else, ModelError for a damaged
         one."""
         state = read_checkpoint(folder / CHECKPOINT)
-        for key in sorted(self.made_from.keys() | state["made_from"]):
-            if state["made_from"].get(key) != self.made_from.get(key):
-                raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
+        self._refuse_other(folder, state["made_from"])
         self.roles.load(state["adapters"])
         shards.load_optimizer(self.optimizer, state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+
+    def refuse_taken(self, folder: Path) -> None:
+        """Raises ConfigError where a folder without a checkpoint holds another run, or files that are no run's."""
+        if os.path.lexists(folder / RUN):
+            found = read_run(folder)
+            if "recipe" not in found:
+                raise ConfigError(f"{folder / RUN}: not one of popi train; take another --out")
+            self._refuse_other(folder, {k: v for k, v in found.items() if k not in ("name", "commit")})
+        elif alone := [n for n in (BEST, METRICS) if os.path.lexists(folder / n)]:
+            raise ConfigError(f"{folder / alone[0]}: there is no {RUN} beside it; take another --out")
+        recipe = folder / RECIPE
+        if os.path.lexists(recipe) and recipe.read_bytes() != self.recipe.text.encode():
+            raise ConfigError(f"{recipe}: another recipe; take another --out")
+
+    def _refuse_other(self, folder: Path, made_from: Mapping[str, Any]) -> None:
+        for key in sorted(self.made_from.keys() | made_from):
+            if made_from.get(key) != self.made_from.get(key):
+                raise ConfigError(f"{folder} was begun from another {key}; take another --out, or the {key} of then")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -264,8 +280,10 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
 
 def _train(trainer: Trainer, folder: Path, until: int, minutes: float | None, tell: Tell, workers: int) -> None:
     t, team, began = trainer.recipe.train, trainer.team, time.monotonic()
-    if (folder / CHECKPOINT).exists():
+    if os.path.lexists(folder / CHECKPOINT):
         trainer.restore(folder)
+    else:
+        trainer.refuse_taken(folder)
     team.wait()
     if team.main:
         _begin(trainer, folder)
@@ -332,14 +350,14 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def _begin(trainer: Trainer, folder: Path) -> None:
-    """The folder with what a run is made from, and the metrics up to its step."""
+    """The folder with what a run is made from, which comes first, and the metrics up to its step."""
     folder.mkdir(parents=True, exist_ok=True)
-    _keep(folder / METRICS, trainer.step)
-    with whole_file(folder / RECIPE) as out:
-        out.write(trainer.recipe.text.encode())
     made = {"name": trainer.recipe.name, **trainer.made_from, "commit": commits(folder)}
     with whole_file(folder / RUN) as out:
         out.write(json.dumps(made, indent=1).encode() + b"\n")
+    with whole_file(folder / RECIPE) as out:
+        out.write(trainer.recipe.text.encode())
+    _keep(folder / METRICS, trainer.step)
 
 
 def commits(folder: Path) -> str:
