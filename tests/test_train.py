@@ -482,6 +482,24 @@ def test_options_that_do_not_go_together_are_wrong_usage(made: Path, popi: Popi,
     assert popi("train", made / "recipe.toml", *words)[0] == 2
 
 
+def test_what_finish_cannot_do_is_said_before_training(
+    place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = place / "recipe.toml", place / "run"
+    words = ("train", recipe, "--out", out, "--finish", 2)
+    refused(popi(*words), f"{recipe}: base.name: --finish makes a bundle, and devices know only smollm2-135m")
+    assert not out.exists()
+    monkeypatch.setitem(BASES, recipes.read(recipe).base.name, next(iter(BASES.values())))
+    page = out / "report" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>my own page")
+    refused(popi(*words), f"{page} was not made by popi report")
+    assert page.read_text() == "<p>my own page" and list(out.iterdir()) == [page.parent]
+    (out / "bundle").mkdir()
+    (out / "bundle" / "mine.txt").write_text("mine")
+    refused(popi(*words), f"{out / 'bundle'} is not a bundle's folder")
+
+
 def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: Popi) -> None:
     (place / "corpus" / "facts.jsonl").unlink()
     refused(popi("train", place / "recipe.toml", "--check"), "no facts for training")

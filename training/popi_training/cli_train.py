@@ -101,6 +101,7 @@ def _train(
     module = trainer_module()
     if finish:
         require((*NEEDED, "gguf"))
+        _refuse_finish(recipe, where, out)
     trainer = module.open_run(recipe, where, app.settings, device)
     meter = Meter()
     try:
@@ -113,6 +114,19 @@ def _train(
     result = _run(out) | {"done": done}
     made = _finish(app, recipe, where, out, finish) if finish and done and trainer.team.main else {}
     app.emit(result | made, lambda: "\n".join([_end_text(result), *(f"{k:7} {v}" for k, v in made.items())]))
+
+
+def _refuse_finish(recipe: Recipe, where: Path, run: Path) -> None:
+    """Raises ConfigError for a base that no bundle can be on, and where bundle or report would replace what is none."""
+    from popi_edge.models.bases import BASES
+    from popi_export import bundle
+    from popi_training import report
+
+    if not recipe.data.world and recipe.base.name not in BASES:
+        raise ConfigError(f"{where}: base.name: --finish makes a bundle, and devices know only {', '.join(BASES)}")
+    if not recipe.data.world:
+        bundle.refuse_taken(run / "bundle", force=True)
+    report.refuse(run / "report", force=True)
 
 
 def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict[str, str]:
