@@ -61,7 +61,10 @@ BAD_SUMMARY["poles"][0]["summary"][0] = "Prefers Wroclaw."
     ("rows", "why"),
     [
         (["{"], "line 1: not JSON"),
+        (["[" * 100_000], "line 1: not JSON"),
         (["[]"], "line 1: not an object"),
+        ([with_pole(statement=[*"abcde", "\udc00"])], "line 1: not valid Unicode"),
+        ([dimension(), PROMPT | {"text": "\udc00"}], "line 2: not valid Unicode"),
         ([BAD_SUMMARY], "line 1: the summary 'Prefers Wroclaw.' breaks word"),
         ([dimension(poles=[])], "needs two poles"),
         ([dimension(poles=3)], "line 1: a dimension needs two poles"),
@@ -97,6 +100,12 @@ def test_a_broken_line_is_named(rows: list[Any], why: str, tmp_path: Path) -> No
 def test_a_line_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "form.jsonl").write_bytes(json.dumps(PROMPT).encode() + b'\n{"type": "caf\xe9"}\n')
     with pytest.raises(ConfigError, match=r"form\.jsonl, line 2: not JSON"):
+        corpus.load(tmp_path)
+
+
+def test_a_folder_with_the_name_of_a_file_is_one_line(tmp_path: Path) -> None:
+    (write(tmp_path, dimension()) / "y.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot read .*y\.jsonl: Is a directory"):
         corpus.load(tmp_path)
 
 

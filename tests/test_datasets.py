@@ -285,6 +285,7 @@ def test_without_the_library_one_line_says_what_to_do(monkeypatch: pytest.Monkey
 # Bad input ------------------------------------------------------------------------------------------------------
 GOOD: dict[str, list[Row]] = {
     "elix": [elix(n, "child") for n in range(12)],
+    "review": [review(n, "positive") for n in range(12)],
     "roleplay": [roleplay(n, "ann") for n in range(12)],
     "alignx": [alignx(n) for n in range(2)],
 }
@@ -301,6 +302,9 @@ GOOD: dict[str, list[Row]] = {
         ("elix", {"response_y": "a\0b"}, "row 2: (chosen|rejected) contains a NUL"),
         ("elix", {"prompt": "\ud800"}, "row 2: prompt is not valid Unicode"),
         ("elix", {"scorer_level": 3}, "row 2: scorer_level must be text"),
+        ("review", {"scorer_level": "positive\udc00"}, "row 2: scorer_level is not valid Unicode"),
+        ("roleplay", {"level": "ann\udc00"}, "row 2: level is not valid Unicode"),
+        ("roleplay", {"score_persona": {"persona_description": "\udc00"}}, "row 2: score_persona is not valid Unicode"),
         ("roleplay", {"yw": []}, "row 2: yw must be text"),
         ("roleplay", {"score_persona": 7}, "row 2: score_persona must hold"),
         ("roleplay", {"score_persona": {"persona_description": 7}}, "row 2: score_persona must hold"),
@@ -308,6 +312,7 @@ GOOD: dict[str, list[Row]] = {
         ("alignx", {HISTORY: [{"prompt": "x", "chosen": "y"}]}, f"row 2, {HISTORY} 1: rejected is missing"),
         ("alignx", {HISTORY: ["x"]}, f"row 2, {HISTORY} 1: not a JSON object"),
         ("alignx", {"ground_truth_persona": ""}, "row 2: ground_truth_persona must be text"),
+        ("alignx", {"ground_truth_persona": "\udc00"}, "row 2: ground_truth_persona is not valid Unicode"),
         ("alignx", {"chosen": None}, "row 2: chosen must be text"),
     ],
 )

@@ -275,7 +275,7 @@ def attack(lines: Sequence[Line], seed: int = 0, *, same_wants: bool = False) ->
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file. Raises ConfigError naming the line and the field at fault, OSError where the file is."""
+    """The lines of a file. Raises ConfigError naming the line and the field at fault, or the file."""
     out = []
     for where, row in corpus.lines(path):
         for field in ("user", "text"):

@@ -87,11 +87,18 @@ def words(text: str) -> int:
 
 def lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of each line. Raises ConfigError naming file and line."""
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
+    try:
+        whole = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    for number, line in enumerate(whole.removesuffix(b"\n").split(b"\n"), 1):
         where = f"{path.name}, line {number}"
         try:
             value = json.loads(line.decode("utf-8"))
-        except ValueError as e:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{where}: not valid Unicode (a lone surrogate)") from None
+        except (ValueError, RecursionError) as e:
             raise ConfigError(f"{where}: not JSON: {e}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: not an object")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError, SignalError
-from popi_edge.signals import Comparison
+from popi_edge.signals import Comparison, _text
 from popi_training import records
 from popi_training.evaluate.data import HISTORY, Row, _comparison, _field, generator, same_text
 from popi_training.people import Person, Target
@@ -223,7 +223,7 @@ def _labelled_row(item: Any, where: str, format: str) -> tuple[str, Comparison, 
     if label not in (0.0, 1.0):
         problem = "is missing" if "label" not in item else "must be 0 (response_x was preferred) or 1 (response_y)"
         raise SignalError(f"{where}: label {problem}", field="label")
-    judge = judge.strip()
+    judge = _valid(judge, "scorer_level", where).strip()
     if format == "elix":
         about = f"Explain things to a reader at this level: {judge}."
     else:
@@ -244,10 +244,18 @@ def _roleplay_row(item: Any, where: str) -> tuple[str, Comparison, str]:
         about = about.get("persona_description")
     if about is not None and not isinstance(about, str):
         raise SignalError(f"{where}: score_persona must hold a persona_description as text", field="score_persona")
-    about = (about or "").strip()
+    persona, about = _valid(persona, "level", where), _valid(about or "", "score_persona", where).strip()
     if about.startswith("{"):  # in CSV an object is spelled out, and no sentence to go by
         about = ""
     return persona.strip(), _pair("roleplay", where, prompt, chosen, rejected), about
+
+
+def _valid(text: str, name: str, where: str) -> str:
+    """``text``, where it is such as a signal's may be. Raises SignalError."""
+    try:
+        return _text(text, name, empty=True)
+    except SignalError as e:
+        raise SignalError(f"{where}: {e}", field=name) from None
 
 
 def _pair(format: str, where: str, prompt: str, chosen: str, rejected: str) -> Comparison:
@@ -274,6 +282,7 @@ def _alignx(table: Iterator[tuple[str, Any]], draw: _Draw) -> Iterator[Ranked]:
             raise SignalError(f"{where}: {HISTORY} must be a list of pairs", field=HISTORY)
         past = [_alignx_pair(pair, f"{where}, {HISTORY} {k}") for k, pair in enumerate(history or (), 1)]
         about = "" if item.get("ground_truth_persona") is None else _field(item, "ground_truth_persona", where)
+        about = _valid(about, "ground_truth_persona", where)
         name = f"alignx:{_hash(own.id, about, *(p.id for p in past))}"
         fit = [p for p in past if p.chosen != p.rejected]
         if own.chosen == own.rejected:
