@@ -140,6 +140,8 @@ def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:
     cases = [
         ("kind", edit("config.json", model_type="mamba"), "model_type 'mamba'"),
         ("code", edit("config.json", auto_map={"AutoModel": "x.py"}), "code of its own"),
+        ("text", edit("config.json", max_position_embeddings="many"), "must be a whole number above 0, not 'many'"),
+        ("nothing", edit("config.json", max_position_embeddings=None), "config.json: max_position_embeddings must be"),
         ("shape", edit("config.json", intermediate_size=50), "cannot be loaded|do not fit"),
         ("pickle", lambda c: (c / "model.safetensors").rename(c / "pytorch_model.bin"), "no .safetensors"),
         ("torn", lambda c: (c / "model.safetensors").write_bytes(b"\0" * 40), "cannot be loaded"),
@@ -156,6 +158,7 @@ def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:
         module.read_config(ropes)
     for name, change, why in (
         ("wordpiece", edit("tokenizer.json", model={"type": "WordPiece"}), "only BPE"),
+        ("number", edit("tokenizer.json", model=5), "its model is 5; only BPE"),
         ("endless", edit("tokenizer.json", added_tokens=[]), "no end token"),
     ):
         with pytest.raises(ModelError, match=why):

@@ -37,7 +37,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``. Raises ModelError: no such folder, another architecture, remote code, a rope
-    written by transformers 5, which version 4 would read without a word and with the wrong base."""
+    written by transformers 5, which version 4 would read without a word and with the wrong base, no context length."""
     config = _json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
@@ -46,6 +46,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: it wants to run code of its own (auto_map); that is refused")
     if "rope_parameters" in config and "rope_theta" not in config:
         raise ModelError(f"{folder}: config.json is written by transformers 5 (rope_parameters without rope_theta)")
+    context = config.get("max_position_embeddings")
+    if type(context) is not int or context < 1:
+        what = f"must be a whole number above 0, not {context!r:.40}"
+        raise ModelError(f"{folder}: config.json: max_position_embeddings {what}")
     return config
 
 
@@ -84,8 +88,10 @@ class FolderTokenizer(Tokenizer):
         """Raises ModelError for a tokenizer that is no BPE or has no end token."""
         path = folder / "tokenizer.json"
         table = _json(path)
-        if table.get("model", {}).get("type") != "BPE":
-            raise ModelError(f"{path}: its model is {table.get('model', {}).get('type')!r}; only BPE is known")
+        model = table.get("model")
+        kind = model.get("type") if isinstance(model, dict) else model
+        if kind != "BPE":
+            raise ModelError(f"{path}: its model is {kind!r:.40}; only BPE is known")
         try:
             self._hf = HfTokenizer.from_file(str(path))
         except Exception as e:  # tokenizers raises bare Exception
