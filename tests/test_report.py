@@ -83,8 +83,8 @@ def lines(path: Path, rows: list[Any]) -> None:
 
 
 def entry(accuracy: float, tokens: float, contrast: float = 0.5) -> dict[str, float]:
-    return dict(zip(KEYS, (accuracy, accuracy - 0.1, accuracy + 0.1, contrast, contrast - 0.1, contrast + 0.1, tokens),
-                    strict=True))  # fmt: skip
+    shares = [v for share in (accuracy, contrast) for v in (share, max(0, share - 0.1), min(1, share + 0.1))]
+    return dict(zip(KEYS, (*shares, tokens), strict=True))
 
 
 def a_run(folder: Path, *, name: str = "small", steps: int = 3) -> Path:
@@ -325,6 +325,10 @@ def test_a_broken_line_of_metrics_is_named_and_nothing_is_written(tmp_path: Path
     assert not (run / "report").exists()
 
 
+NOTHING: dict[str, Any] = {"conditions": {}, "pairs": 0, "prompts": 0}
+ROW = {"row": "a", "status": "draft", "tokens": 1, "text": "Likes tea."}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
@@ -332,9 +336,17 @@ def test_a_broken_line_of_metrics_is_named_and_nothing_is_written(tmp_path: Path
         ("eval/e/result.json", '{"conditions": {"none": {"accuracy": "high"}}}', "not a result of popi eval"),
         ("eval/e/result.json", '{"conditions": [1], "pairs": 1, "prompts": 1}', "not a result of popi eval"),
         ("eval/e/result.json", json.dumps({"conditions": {"a": entry(float("nan"), 1)}, "pairs": 1}), "not a result"),
+        ("eval/e/result.json", json.dumps({"conditions": {"a": entry(0.5, 10**400)}, "pairs": 1}), "not a result"),
+        ("eval/e/result.json", json.dumps({"conditions": {"a": entry(1e299, 1)}, "pairs": 1}), "1e+299 is not a share"),
+        ("eval/e/result.json", json.dumps({"conditions": {"a": entry(0.5, 1, -0.1)}}), "-0.1 is not a share"),
+        ("eval/e/result.json", json.dumps(NOTHING | {"summary_tokens": 10**400}), "not a result of popi eval"),
+        ("eval/e/summaries.jsonl", json.dumps(ROW | {"tokens": 10**400}), "line 1: not a line of summaries"),
         ("eval/e/summaries.jsonl", '{"row": "a"}\n', "line 1: not a line of summaries"),
         ("before.jsonl", '{"row": 1, "status": "", "text": "", "tokens": 1}\n', "line 1: not a line of summaries"),
         ("recipe.toml", "a = ", "not TOML"),
+        ("recipe.toml", "a = " + "[" * 3000 + "]" * 3000, "not TOML"),
+        ("recipe.toml", "a = " + "9" * 5001, "not TOML"),
+        ("recipe.toml", "name = 0x" + "f" * 5001, "not TOML"),
         ("run.json", "[]", "not a JSON object"),
     ],
 )

@@ -7,7 +7,6 @@ torch, and does not ask whether a recipe could be trained: a run that is over is
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from array import array
 from collections import Counter
@@ -20,7 +19,7 @@ from popi_edge.errors import ConfigError
 from popi_training.runfolder import METRICS, RECIPE, RUN, json_lines, metric_lines
 
 RESULT, LISTING, BEFORE = "result.json", "summaries.jsonl", "before.jsonl"
-VALUES = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high", "tokens")
+SHARES = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high")
 LARGEST = 1e300
 """What is not smaller cannot be drawn."""
 
@@ -154,7 +153,8 @@ def read(run: Path, evaluations: Sequence[Path] = (), before: Path | None = None
     recipe = _text(there[RECIPE]) if RECIPE in there else None
     try:
         table = tomllib.loads(recipe or "")
-    except tomllib.TOMLDecodeError as e:
+        str(table)  # a number in hexadecimal may have more digits than can be shown
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{run / RECIPE}: not TOML: {e}") from None
     folders = list(evaluations) or sorted(p.parent for p in run.glob(f"eval/*/{RESULT}"))
     before = before or there.get(BEFORE)
@@ -233,7 +233,7 @@ def read_evaluation(folder: Path, title: str) -> Evaluation:
         tables, tests, facts = _tables(result, "All rows"), [_test(t) for t in result.get("tests", [])], _facts(result)
         if "profile" in result:
             tables += _tables(result["profile"], "With the profile among the signals")
-    except (TypeError, KeyError, AttributeError, ValueError) as e:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as e:
         raise ConfigError(f"{path}: not a result of popi eval: {type(e).__name__} {e}") from None
     listing = read_listing(folder / LISTING) if _there(folder / LISTING) else None
     return Evaluation(title, facts, tables, tests, listing)
@@ -242,9 +242,15 @@ def read_evaluation(folder: Path, title: str) -> Evaluation:
 def _number(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise ValueError(f"{value!r:.40} is not a number")
     return float(value)
+
+
+def _share(value: Any) -> float | None:
+    if (share := _number(value)) is not None and not 0 <= share <= 1:
+        raise ValueError(f"{share} is not a share")
+    return share
 
 
 def _tables(result: Mapping[str, Any], title: str) -> list[Table]:
@@ -261,7 +267,7 @@ def _table(table: Mapping[str, Any], title: str, *, part: bool = True) -> Table:
     for kind, entries in (("condition", table["conditions"]), ("baseline", table.get("baselines", {}))):
         for name, entry in entries.items():
             gap = gaps.get(name, {})
-            values = {key: _number(entry[key]) for key in VALUES}
+            values = {key: _share(entry[key]) for key in SHARES} | {"tokens": _number(entry["tokens"])}
             closed = {f"gap_{key}": _number(gap.get(key)) for key in ("accuracy", "contrast")}
             lines.append(Line(name=name, baseline=kind == "baseline", **values, **closed))
     return Table(title, part, int(_number(table["pairs"]) or 0), int(_number(table["prompts"]) or 0), lines)
