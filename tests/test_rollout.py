@@ -33,7 +33,7 @@ def test_what_was_drawn_has_the_log_probabilities_that_scoring_gives(tiny: tuple
         drawn = torch.tensor([p for d in group for p in d.logprobs])
         assert (scored - drawn).abs().max() < 1e-4
         for d in group:
-            assert len(d.ids) == len(d.allowed) == len(d.logprobs) <= reader.limits["summary_tokens"]
+            assert len(d.ids) == len(d.allowed) == len(d.logprobs) <= reader.limits["summary_tokens"] + d.finished
             assert all(i in a for i, a in zip(d.ids, d.allowed, strict=True))
             assert d.finished == (d.ids[-1] in reader.tokenizer.eos_ids)
             text = reader.tokenizer.decode([i for i in d.ids if i not in reader.tokenizer.eos_ids])

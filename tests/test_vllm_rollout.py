@@ -130,8 +130,8 @@ def test_the_mask_holds_however_wild_the_model_is(made: Path) -> None:
     random(trainer, 4, scale=1.0)
     reader, found = trainer.reader, [d for g in drawn(trainer, trainer.rollouts, group=4, temperature=2.0) for d in g]
     for d in found:
-        assert len(d.ids) <= reader.limits["summary_tokens"]
-        assert d.finished == (d.ids[-1] in reader.tokenizer.eos_ids)
+        assert len(d.ids) <= reader.limits["summary_tokens"] + 1
+        assert d.finished and d.ids[-1] in reader.tokenizer.eos_ids
         assert not set(d.ids[:-1]) & set(reader.tokenizer.eos_ids)
         assert written(reader, d)
     free = [d for g in drawn(trainer, trainer.rollouts, group=4, temperature=2.0, mask=False) for d in g]
