@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import tempfile
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from popi_training.joint import Joint
 from popi_training.people import Person
 from popi_training.recipe import Recipe
 from popi_training.roles import Models
+from popi_training.team import several
 from popi_training.train import digest, recipe_hash
 
 SUMMARIES, LEAST = 96, 12
@@ -126,7 +126,7 @@ def couple(index: int) -> list[Person]:
 def open_run(recipe: Recipe, device: str) -> Joint:
     """Both models, drawn by the recipe's seed, and the world. Raises ConfigError in several processes: the people of a
     step that warms up cannot be shared out evenly."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several():
         raise ConfigError("the controlled world is trained in one process")
     read = reader()
     models = [micro.untrained(len(read.tokenizer), 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)]

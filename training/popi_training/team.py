@@ -21,6 +21,11 @@ from popi_training.shards import Sharding
 T = TypeVar("T")
 
 
+def several() -> bool:
+    """Whether a launcher started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 class Team:
     """``rank`` of ``size`` processes; the first of them is ``main``, which alone writes files."""
 
@@ -28,7 +33,7 @@ class Team:
         """Joins the others where a launcher started several. Raises ConfigError where accelerate is not installed."""
         self.rank, self.size = 0, 1
         self.sharding: Sharding | None = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if several():
             try:
                 from accelerate import PartialState
             except ImportError:

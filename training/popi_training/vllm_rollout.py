@@ -31,6 +31,7 @@ from popi_training.pack import Ints
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Roles
 from popi_training.rollout import Draw, How, Prompts, ended
+from popi_training.team import several
 from popi_training.warm import Reader
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -50,7 +51,7 @@ class VllmRollouts:
         or where vLLM is not installed."""
         if not base.is_dir():
             raise ConfigError(f"{WHAT}: the base must be a Hugging Face folder, not {base.name}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if several():
             raise ConfigError(f"{WHAT}: it draws in one process, and there are several")
         self.base, self.rank, self.seed = base, recipe.lora.rank, recipe.seed
         self._library, self._request, self._processor = _imported()

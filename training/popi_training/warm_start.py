@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from popi_training.loss import contrast, supervised
 from popi_training.pack import Packed
 from popi_training.recipe import Recipe
 from popi_training.roles import One
+from popi_training.team import several
 from popi_training.train import Trainer, corpus_hash, made_from
 
 
@@ -29,7 +29,7 @@ class WarmStart(Trainer):
     def __init__(
         self, recipe: Recipe, data: warm.Set, reader: warm.Reader, model: Any, made: dict[str, str], device: str
     ) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if several():
             raise ConfigError("the warm start compares everybody of a step with everybody: it runs in one process")
         super().__init__(recipe, reader, One(model), {"infer": recipe.train.lr}, made, device)
         self.data, self.model = data, model
