@@ -33,8 +33,8 @@ from popi_training.train import digest, recipe_hash
 
 SUMMARIES, LEAST = 96, 12
 """Summaries that a step of the warm start imitates, and the people whose they are at the least."""
-STRESSED = 4
-"""What the stress that a summary lays on an attribute is divided by beside the posterior means, which are below 2."""
+STRESSED = 2
+"""What the degree in which a summary names an attribute is divided by beside the posterior means, which are below 2."""
 END = "\n\n"
 """What a signal ends with."""
 AT_ONCE = 24
@@ -94,15 +94,16 @@ def _upto(person: Person, dense: bool) -> list[Person]:
     """
     law = world.bayes()
     posteriors = law.posteriors(person.signals)
-    best = law.best_summaries(posteriors)
-    said = np.array([world.stress(wants) for wants in best]) / STRESSED
-    known = np.concatenate([posteriors @ law.types, said], 1)[: len(best) if dense else 0]
+    best = law.summaries(posteriors)
+    degrees = np.array([[dict(said).get(a, 0) for a in range(len(world.ATTRIBUTES))] for said in best]) / STRESSED
+    known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if dense else 0]
+    heard = replace(person, oracle=world.say(best[-1]), targets=world.judged(best[-1], person.targets))
     return [
         replace(
-            person, signals=person.signals[:k], told=world.say(wants), known=tuple(map(tuple, known[:k].tolist())),
-            targets=person.targets if k == len(best) else (),
+            heard, signals=person.signals[:k], told=world.say(said), known=tuple(map(tuple, known[:k].tolist())),
+            targets=heard.targets if k == len(best) else (),
         )
-        for k, wants in enumerate(best, 1)
+        for k, said in enumerate(best, 1)
     ]  # fmt: skip
 
 

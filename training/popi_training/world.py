@@ -45,10 +45,12 @@ from popi_edge import prompts
 from popi_edge.errors import ConfigError
 from popi_edge.signals import Comparison, Rating, Signal, Statement
 from popi_training.people import Person, Target
-from popi_training.users import LONG_AGO, Want
+from popi_training.users import LONG_AGO
 
 Type = tuple[int, ...]
 """A user's θ, or what a reply shows: one whole number for each attribute, in order; positive is the first pole."""
+Summary = tuple[tuple[int, int], ...]
+"""What a summary names, in order: an attribute by number, and its degree, 1 to 3, positive for the first pole."""
 Asked = tuple[int, int]
 """A prompt: its template and its topic, by number."""
 Values = NDArray[np.float64]
@@ -65,10 +67,10 @@ SHARES = {"comparison": 0.8, "rating": 0.1, "statement": 0.1}
 SIGNALS, TARGETS = 8, 8
 HIGH, LOW = 0.9, 0.2
 """Scores of a rating."""
-WORTH = 0.01
-"""The accuracy that a summary may cost by being shorter, so that none names a pole for next to nothing."""
-RANKS = (6, 5, 4)
-"""How a summary is read: more of the wants decide, the earlier ones where they are as many."""
+DEGREES = (0.1, 0.4, 0.9)
+"""From which posterior mean on (without its sign) a pole is named, and in which degree."""
+STRESS = (5, 13, 26)
+"""How a summary is read: what each degree counts, each pole a twentieth less than the one before it."""
 
 
 def _signs(kind: str) -> dict[str, tuple[int, int]]:
@@ -118,27 +120,33 @@ def view(first: str, second: str) -> Type:
     return tuple((a - b) // 2 for a, b in zip(one, two, strict=True))
 
 
-def wants_of(theta: Type) -> tuple[Want, ...]:
-    """The wanted poles, the heaviest first, of equals in the order of the attributes."""
+def truth(theta: Type) -> Summary:
+    """What is so of a user: the wanted poles, the heaviest first and in the highest degree, of equals in the order of the
+    attributes."""
     order = sorted((a for a, w in enumerate(theta) if w), key=lambda a: -abs(theta[a]))
-    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][theta[a] < 0]) for a in order)
+    return tuple((a, theta[a] + (1 if theta[a] > 0 else -1)) for a in order)
 
 
-def say(wants: Sequence[Want], rng: random.Random | None = None) -> str:
-    """A summary that names up to three poles in order; the wording drawn, or the first one without ``rng``."""
-    if not wants:
+def say(summary: Summary, rng: random.Random | None = None) -> str:
+    """A summary in words; the wording drawn, or the first one without ``rng``."""
+    if not summary:
         return str(prompts.spec()["silence"])
-    options = [WORLD["attributes"][w.dimension][POLES[w.dimension].index(w.pole)]["summary"] for w in wants]
+    options = [WORLD["attributes"][ATTRIBUTES[a]][degree < 0]["summary"] for a, degree in summary]
     named = [rng.choice(o) if rng else o[0] for o in options]
+    named = [f"{word} {WORLD['degrees'][abs(degree) - 1]}" for word, (_, degree) in zip(named, summary, strict=True)]
     listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
     return str(rng.choice(WORLD["summaries"]) if rng else WORLD["summaries"][0]).format(listed)
 
 
-def read(summary: str) -> tuple[Want, ...]:
-    """The poles that any text names, in order; an attribute of which both are named counts as neither."""
-    found = list(dict.fromkeys(SAID[w] for w in words(summary) if w in SAID))
+def read(summary: str) -> Summary:
+    """What any text names, in order; an attribute of which both poles are named counts as neither."""
+    found: dict[tuple[int, int], int] = {}
+    said = words(summary)
+    for word, after in itertools.pairwise([*said, ""]):
+        if word in SAID:
+            found.setdefault(SAID[word], WORLD["degrees"].index(after) + 1 if after in WORLD["degrees"] else 2)
     sides = Counter(a for a, _ in found)
-    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][s < 0]) for a, s in found if sides[a] == 1)
+    return tuple((a, side * degree) for (a, side), degree in found.items() if sides[a] == 1)
 
 
 class Bayes:
@@ -167,11 +175,6 @@ class Bayes:
         self._loglik = np.concatenate(
             [choice - np.log(pairs @ judged), choice - np.log(rated @ judged), np.log(stated)]
         )  # of everything that can be seen, less what is the same for every type, [2V + 2A, T]
-        half = [i for i, v in enumerate(self.views.tolist()) if next((x for x in v if x), 0) > 0]  # −d says the same
-        self._summaries = list(_summaries(attributes))
-        ranked = np.array([weights for _, weights in self._summaries])
-        self._half = np.ascontiguousarray(self._side[half].T)  # [T, V/2]
-        self._read = (np.sign(ranked @ self.views[half].T) * pairs[half]).T  # [V/2, summaries]
 
     def prior(self, part: str = "users") -> Values:
         """P(θ) [T] among a part's users; ``any``: among all, whatever is held out. Raises ConfigError."""
@@ -219,21 +222,15 @@ class Bayes:
         """P(the user wants each pole) [A, 2], first poles in column 0."""
         return np.stack([(self.types > 0).T @ posterior, (self.types < 0).T @ posterior], 1)
 
-    def best_summaries(
-        self, posteriors: Values, budget: int = MOST, worth: float = WORTH
-    ) -> list[tuple[Want, ...]]:
-        """For each of ``posteriors`` [N, T] the up to ``budget`` poles that, read by ``follow``, predict most targets
-        (expected accuracy, exact), or fewer poles where that costs no more than ``worth`` of accuracy."""
-        among = np.array([len(wants) for wants, _ in self._summaries if len(wants) <= budget])
-        gain = (posteriors / self._differs) @ self._half @ self._read[:, : len(among)]  # accuracy less ½
-        short = np.where(gain >= gain.max(1, keepdims=True) - worth - 1e-12, among, MOST + 1).min(1, keepdims=True)
-        best = np.where(among == short, gain, -np.inf)
-        first = (best > best.max(1, keepdims=True) - 1e-12).argmax(1)  # of equals the first in order
-        return [self._summaries[i][0] for i in first]
-
-    def best_summary(self, posterior: Values, budget: int = MOST, worth: float = WORTH) -> tuple[Want, ...]:
-        """``best_summaries`` of one posterior [T]."""
-        return self.best_summaries(posterior[None], budget, worth)[0]
+    def summaries(self, posteriors: Values) -> list[Summary]:
+        """What each of ``posteriors`` [N, T] says in words: every attribute whose mean is large enough, the largest
+        first, of equals in the order of the attributes."""
+        means = (posteriors @ self.types).round(9)
+        degrees = (np.sign(means) * np.digitize(abs(means), DEGREES)).astype(int).tolist()
+        order = np.argsort(-abs(means), axis=1, kind="stable").tolist()
+        return [
+            tuple((a, each[a]) for a in some if each[a]) for some, each in zip(order, degrees, strict=True)
+        ]
 
 
 @functools.cache
@@ -259,28 +256,24 @@ def _laws(attributes: int, m: int) -> tuple[float, float]:
     return pair, (m in SHOWN) / math.comb(attributes, m) / 2**m / len(SHOWN)
 
 
-def _summaries(attributes: int) -> Iterator[tuple[tuple[Want, ...], list[int]]]:
-    """Every summary of up to three poles, the shorter first, and the weights it is read with, [A]."""
-    for k in range(MOST + 1):
-        for at in itertools.permutations([(a, s) for a in range(attributes) for s in (1, -1)], k):
-            ranked = {a: sign * rank for (a, sign), rank in zip(at, RANKS, strict=False)}
-            if len(ranked) == k:
-                weights = [ranked.get(a, 0) for a in range(attributes)]
-                yield wants_of(tuple(weights)), weights
-
-
-def stress(wants: Sequence[Want]) -> tuple[int, ...]:
+def stress(summary: Summary) -> tuple[int, ...]:
     """How much a summary taken at its word makes of each attribute, positive for the first pole, [A]."""
-    ranked = dict.fromkeys(ATTRIBUTES, 0)
-    for want, rank in zip(wants, RANKS, strict=False):
-        ranked[want.dimension] = rank * (1 - 2 * POLES[want.dimension].index(want.pole))
-    return tuple(ranked.values())
+    made = [0] * len(ATTRIBUTES)
+    for place, (a, degree) in enumerate(summary):
+        made[a] = (20 - place) * STRESS[abs(degree) - 1] * (1 if degree > 0 else -1)
+    return tuple(made)
 
 
-def follow(wants: Sequence[Want], target: Target) -> int:
+def follow(summary: Summary, target: Target) -> int:
     """A summary taken at its word: positive where the chosen reply has more of what is wanted, negative the other."""
     d = view(target.chosen, target.rejected)
-    return sum(a * b for a, b in zip(d, stress(wants), strict=True))
+    return sum(a * b for a, b in zip(d, stress(summary), strict=True))
+
+
+def judged(summary: Summary, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """The pairs as somebody would choose who wants just what a summary says; without those that it does not decide."""
+    found = [(t, follow(summary, t)) for t in targets]
+    return tuple(t if sign > 0 else Target(t.prompt, t.rejected, t.chosen) for t, sign in found if sign)
 
 
 class _Teller:
@@ -361,13 +354,13 @@ def tally(signals: Sequence[Signal], key: Mapping[str, Any]) -> Counter[Any]:
     return counts
 
 
-def counted(signals: Sequence[Signal]) -> tuple[Want, ...]:
+def counted(signals: Sequence[Signal]) -> Summary:
     """What somebody would say who only counts: the poles that were liked more often than not, at most three, the most
     often liked first. That is not the best that can be said, but everything in it is there to be read."""
     poles = tally(signals, MARKERS | SAID)
     lead = {a: poles[a, 1] - poles[a, -1] for a in range(len(ATTRIBUTES))}
     liked = sorted((a for a, n in lead.items() if n), key=lambda a: (-abs(lead[a]), a))[:MOST]
-    return tuple(Want(ATTRIBUTES[a], POLES[ATTRIBUTES[a]][lead[a] < 0]) for a in liked)
+    return tuple((a, 2 if lead[a] > 0 else -2) for a in liked)
 
 
 @functools.cache
@@ -395,7 +388,7 @@ def draw(name: str, part: str, signals: int | None = None, *, theta: Type | None
     targets = tuple(teller.target(rng, a) for a in asked[:TARGETS])
     about = asked[TARGETS : TARGETS + (count if signals is None else signals)]
     told = tuple(teller.signal(rng, a, f"{id_}-{i}") for i, a in enumerate(about))
-    return Person(id_, told, targets, say(wants_of(theta))), theta
+    return Person(id_, told, targets, say(truth(theta))), theta
 
 
 def vocabulary_texts() -> list[str]:
@@ -413,7 +406,7 @@ def vocabulary_texts() -> list[str]:
         *(f.format(*(next(marker) for _ in range(3))) for some in frames * 3 for k in some for f in some[k]),
         *(s.format(word) for some in statements for s in some for word in SAID),
         *(s.format(word) for s in WORLD["summaries"] for word in SAID),
-        say(wants_of((1, -1, 2, *[0] * (len(ATTRIBUTES) - 3)))),
+        say(((0, 3), (1, -2), (2, 1))),
     ]
     contract = {k: v for k, v in prompts.spec().items() if k not in ("version", "limits", "evidence")}
     rated = ["system", "user", "assistant", "reply 2 out of 10", "reply 9 out of 10"]

@@ -87,7 +87,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     both = [*own, *(world.opposite(p) for p in own)]
     law = world.bayes()
     posterior = [law.posterior(p.signals, part) for p in own]
-    best = [w for k in range(0, users, 500) for w in law.best_summaries(np.array(posterior[k : k + 500]))]
+    best = [w for k in range(0, users, 500) for w in law.summaries(np.array(posterior[k : k + 500]))]
     summary, warm = written(trainer, both, "infer"), written(trainer, both, "start")
     said: dict[str, list[str]] = {
         "none": [""] * 2 * users,
@@ -153,11 +153,15 @@ def _tokens(trainer: Joint, texts: Sequence[str]) -> float:
     return sum(len(trainer.reader.tokenizer.encode(t)) for t in texts) / len(texts)
 
 
+def _poles(summary: world.Summary) -> set[tuple[int, bool]]:
+    return {(a, degree > 0) for a, degree in summary}
+
+
 def _f1(texts: Sequence[str], truth: Sequence[world.Type]) -> float:
     """Of the poles named against those wanted, over all people together."""
     right = named = wanted = 0
     for text, theta in zip(texts, truth, strict=True):
-        a, b = set(world.read(text)), set(world.wants_of(theta))
+        a, b = _poles(world.read(text)), _poles(world.truth(theta))
         right, named, wanted = right + len(a & b), named + len(a), wanted + len(b)
     return 2 * right / (named + wanted) if named + wanted else 0.0
 
