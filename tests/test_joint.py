@@ -189,6 +189,21 @@ def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path, i
         assert b.abs().max() > 0 and (a - b).abs().max() < 5e-3 * b.abs().max()
 
 
+@pytest.mark.parametrize("schedule", ["frozen", "alternating", "sequential", "simultaneous"])
+def test_the_rate_of_a_role_falls_over_its_own_moves(folder: Path, schedule: str) -> None:
+    trainer, seen = opened(folder, schedule, ("warmup = 2", "warmup = 1")), dict[str, list[float]]()
+    for step in range(STEPS):
+        trainer.step = step
+        trainer.set_rates()
+        for group in trainer.optimizer.param_groups:
+            if group["role"] in trainer.moving(step):
+                seen.setdefault(group["role"], []).append(group["lr"] / group["base_lr"])
+    decay = trainer.recipe.train.decay
+    for rates in seen.values():
+        n = len(rates)
+        assert rates == pytest.approx([min(1.0, (n - k) / max(1.0, decay * n)) for k in range(n)])
+
+
 WARM = ("[joint]", "[joint]\nwarm = 2\nlr_warm = 0.01")
 
 

@@ -87,11 +87,14 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     law = world.bayes()
     for p in warming:
         each = [law.posterior(p.signals[:k], "any") for k in range(1, len(p.signals) + 1)]
-        said = [law.best_summary(posterior) for posterior in each]
-        assert p.told == world.say(said[-1]) and len(p.known) == len(each)
+        said = law.summaries(np.array(each))
+        assert p.oracle == world.say(said[-1]) and len(p.known) == len(each)
+        assert all(world.follow(said[-1], t) > 0 for t in p.targets)
         means = np.array([posterior @ law.types for posterior in each])
-        assert np.allclose(p.known, np.concatenate([means, np.array([*map(world.stress, said)]) / 4], 1))
-    assert any(p.oracle != p.told for p in warming) and not any(p.told or p.known for p in later[-24:])
+        degrees = np.array([[dict(s).get(a, 0) for a in range(6)] for s in said])
+        assert np.allclose(p.known, np.concatenate([means, degrees / 2], 1))
+    assert not any(p.known for p in later[-24:])
+    assert all(p.oracle == world.say(world.truth(world.draw(p.id.split(":")[1], "train")[1])) for p in later[-24:])
 
 
 def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,10 +162,8 @@ def test_who_only_counts_counts() -> None:
         world.Rating("x", f"{size[0]} {tone[0]}", 0.2, id="4", **common),
     ]
     # tone: first pole +1 +1, +1 +1, +1, -1 = 4; size: 0, second pole 2, 1, 1 = 4 for the second pole
-    assert [(w.dimension, w.pole) for w in world.counted(told)] == [
-        ("size", world.POLES["size"][1]), ("tone", world.POLES["tone"][0])
-    ]  # fmt: skip
-    assert world.counted(told[:1]) == (world.Want("tone", world.POLES["tone"][0]),)
+    assert world.counted(told) == ((0, -2), (1, 2))
+    assert world.counted(told[:1]) == ((1, 2),)
 
 
 def test_the_table_of_a_run_is_what_each_person_gives_alone(recipe: Path, tmp_path: Path) -> None:
@@ -246,8 +247,8 @@ def test_the_first_minute_of_the_committed_recipe_learns_to_read_a_signal(tmp_pa
     losses = [m["loss"] for m in train.read_metrics(tmp_path / "run" / train.METRICS)]
     assert losses[0] > 3 and np.mean(losses[-5:]) < 0.6
     people = [world.draw(str(i), "dev", 1)[0] for i in range(40)]
-    told = [set(world.counted(p.signals)) for p in people]
-    said = [set(world.read(z)) for z in world_eval.written(trainer, people, "infer")]
+    told = [world_eval.poles(world.counted(p.signals)) for p in people]
+    said = [world_eval.poles(world.read(z)) for z in world_eval.written(trainer, people, "infer")]
     assert np.mean([len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(told, said, strict=True)]) > 0.5
 
 

@@ -24,7 +24,6 @@ from popi_edge.vocabulary import Lexicon
 from popi_training import micro, world, world_ceiling
 from popi_training.evaluate.metrics import Values, wins
 from popi_training.people import Person, Target
-from popi_training.users import Want
 
 PARTS = ("train", "dev", "users", "combinations", "phrasings")
 SMALL = 4
@@ -160,29 +159,46 @@ def test_the_posterior_is_that_of_plain_enumeration(part: str) -> None:
             assert bayes.predict(own, target) == pytest.approx(expected, rel=1e-9)
 
 
-def test_no_summary_predicts_more_targets_than_the_best() -> None:
-    bayes, plain = world.Bayes(3), Plain(3)
-    poles = [Want(a, p) for a in world.ATTRIBUTES[:3] for p in world.POLES[a]]
-    summaries = [w for k in range(4) for w in itertools.permutations(poles, k) if len({x.dimension for x in w}) == k]
-    marker = {pole: word for word, pole in reversed(POLE.items())}
-    texts = [(" ".join(marker[p] for p in f.items()), " ".join(marker[p] for p in s.items()), q, f, s)
-             for f, s, q in plain.outcomes]  # fmt: skip
-    for seed in range(2):
-        signals = some_signals(random.Random(seed), 3, 3)
-        worth = defaultdict[tuple[Want, ...], float](float)
-        gain: list[float] = []  # of each outcome: P(first is better) − P(second is), as targets
-        naive = {t: p / plain.chance(t) for t, p in plain.posterior(signals, "users").items()}
-        for *_, q, f, s in texts:
-            gain.append(q * sum(p * np.sign(plain.gap(t, f, s)) for t, p in naive.items()))
-        for wants in summaries:
-            for (one, two, *_), g in zip(texts, gain, strict=True):
-                worth[wants] += g * np.sign(world.follow(wants, Target("x", one, two)))
-        for budget, cost in ((0, 0.0), (1, 0.0), (3, 0.0), (3, 0.01), (3, 0.05)):
-            best = bayes.best_summary(bayes.posterior(signals), budget, cost)
-            most = max(v for w, v in worth.items() if len(w) <= budget)
-            enough = [w for w, v in worth.items() if len(w) <= budget and v / 2 >= most / 2 - cost - 1e-12]
-            assert len(best) == min(map(len, enough))
-            assert worth[best] == pytest.approx(max(worth[w] for w in enough if len(w) == len(best)))
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_what_a_posterior_says_is_its_means_in_words_the_largest_first(count: int) -> None:
+    bayes, plain = world.Bayes(SMALL), Plain(SMALL)
+    for seed in range(6):
+        signals = some_signals(random.Random(seed), SMALL, count)
+        naive = plain.posterior(signals, "any")
+        means = [round(sum(p * t[a] for t, p in naive.items()), 9) for a in range(SMALL)]
+        (said,) = bayes.summaries(bayes.posteriors(signals)[-1:] if count else bayes.prior("any")[None])
+        assert [a for a, _ in said] == sorted(
+            (a for a, mean in enumerate(means) if abs(mean) >= 0.1), key=lambda a: -abs(means[a])
+        )
+        for a, degree in said:
+            assert (degree > 0) == (means[a] > 0) and abs(degree) == sum(abs(means[a]) >= at for at in (0.1, 0.4, 0.9))
+
+
+def test_what_is_said_predicts_nearly_as_well_as_all_that_is_known() -> None:
+    law, said, known, three = world.bayes(), list[float](), list[float](), list[float]()
+    for person, _ in many()[:600]:
+        (words,) = law.summaries(law.posteriors(person.signals)[-1:])
+        posterior = law.posterior(person.signals, "dev")
+        first = tuple((a, 2 if degree > 0 else -2) for a, degree in words[:3])
+        for t in person.targets:
+            said.append(world.follow(words, t))
+            three.append(world.follow(first, t))
+            known.append(round(law.predict(posterior, t) - 0.5, 9))
+    share = [(float(wins(v).mean()) - 0.5) / (float(wins(known).mean()) - 0.5) for v in (said, three)]
+    assert 0.96 < share[0] < 1 and share[1] < share[0] - 0.02
+
+
+def test_pairs_are_judged_as_by_somebody_who_wants_just_what_is_said() -> None:
+    decided = 0
+    for person, _ in many()[:100]:
+        summary = ((0, 3), (1, -1), (4, 2))
+        for t in (judged := world.judged(summary, person.targets)):
+            assert world.follow(summary, t) > 0 and {t.chosen, t.rejected} in (
+                [{o.chosen, o.rejected} for o in person.targets]
+            )
+        assert len(judged) == sum(bool(world.follow(summary, t)) for t in person.targets)
+        decided += len(judged)
+    assert 100 < decided < 800
 
 
 def test_what_it_predicts_happens_as_often_as_it_says_and_no_rule_beats_it() -> None:
@@ -240,17 +256,16 @@ def test_opposite_signals_give_the_opposite_answer() -> None:
             turned = Target(t.prompt, world.mirror(t.chosen), world.mirror(t.rejected))
             assert bayes.predict(own, t) == pytest.approx(bayes.predict(other, turned))
             assert bayes.predict(own, Target("x", t.rejected, t.chosen)) == pytest.approx(1 - bayes.predict(own, t))
-        best = world.say(bayes.best_summary(own))
-        assert world.mirror(best) == world.say(bayes.best_summary(other)) and world.mirror(world.mirror(best)) == best
+        best, turned = map(world.say, bayes.summaries(np.array([own, other])))
+        assert world.mirror(best) == turned and world.mirror(turned) == best
 
 
 def test_targets_go_to_the_higher_utility_and_the_oracle_knows_all_of_them() -> None:
     for person, theta in many()[:1000]:
         assert person.targets and 1 <= len(person.signals) <= 8
         wants = world.read(person.oracle)
-        assert [abs(theta[world.ATTRIBUTES.index(w.dimension)]) for w in wants] == sorted(
-            filter(None, map(abs, theta)), reverse=True
-        )
+        assert {a: d - (1 if d > 0 else -1) for a, d in wants} == {a: w for a, w in enumerate(theta) if w}
+        assert [abs(theta[a]) for a, _ in wants] == sorted(filter(None, map(abs, theta)), reverse=True)
         for t in person.targets:
             assert utility(theta, t.chosen) > utility(theta, t.rejected)
             assert by_hand(t.chosen).keys() == by_hand(t.rejected).keys()
@@ -330,8 +345,8 @@ def test_signals_are_drawn_as_often_and_as_noisily_as_it_says() -> None:
                 case Rating(response=r, score=score) if (u := 2 * utility(theta, r)):
                     right[abs(u)].append((u > 0) == (score > 0.5))
                 case Statement(text=t):
-                    (want,) = world.read(t)
-                    slips.append(want not in world.wants_of(theta))
+                    ((a, degree),) = world.read(t)
+                    slips.append(theta[a] * degree <= 0)
     for kind, share in world.SHARES.items():
         assert kinds[kind] / kinds.total() == pytest.approx(share, abs=0.01)
     assert {2, 4, 6} <= set(right) - {0}
@@ -353,13 +368,22 @@ def test_users_are_drawn_by_the_prior_of_their_part() -> None:
 
 def test_summaries_are_read_as_they_are_said_and_are_of_the_lexicon() -> None:
     lexicon, rng = Lexicon.load(), random.Random(0)
-    for wants in [w for w, _ in world.bayes()._summaries]:
-        for text in (world.say(wants), world.say(wants, rng)):
-            assert world.read(text) == wants and lexicon.accepts(text)
-    assert world.say([Want("tone", "warm"), Want("size", "brief")]) == "Wants warm and brief replies."
+    degrees = [d * side for d in (1, 2, 3) for side in (1, -1)]
+    for _ in range(500):
+        summary = tuple((a, rng.choice(degrees)) for a in rng.sample(range(6), rng.randint(0, 6)))
+        for text in (world.say(summary), world.say(summary, rng)):
+            assert world.read(text) == summary and lexicon.accepts(text)
+    assert world.say(((1, 3), (0, 2), (3, -1))) == "Wants replies warm always, brief often and serious sometimes."
     assert world.say(()) == prompts.spec()["silence"]
-    said = world.read("Likes friendly, long, short and loose talk; warm.")
-    assert said == (Want("tone", "warm"), Want("structure", "loose"))
+    said = world.read("Likes friendly always, long, short and loose talk; warm.")
+    assert said == ((1, 3), (4, -2)) and world.read("") == ()
+
+
+def test_a_pole_counts_by_its_degree_and_of_equals_the_earlier_counts_more() -> None:
+    assert world.stress(((1, 3), (0, -2), (3, 2))) == (-13 * 19, 26 * 20, 0, 13 * 18, 0, 0)
+    pair = Target("x", "so dear we fully", "so sir we quickly")  # warm and long, formal and brief
+    assert world.follow(((1, 2), (0, 2)), pair) > 0 > world.follow(((0, 2), (1, 2)), pair)
+    assert world.follow(((0, 1), (1, 2)), pair) > 0 > world.follow(((1, 1), (0, 2)), pair)
 
 
 class Words:
@@ -412,7 +436,7 @@ def test_the_opposite_person_is_the_mirror_of_everything() -> None:
     for i in range(40):
         person, theta = world.draw(str(i), "users")
         other = world.opposite(person)
-        assert world.read(other.oracle) == world.wants_of(tuple(-w for w in theta)) and other.signals != person.signals
+        assert world.read(other.oracle) == world.truth(tuple(-w for w in theta)) and other.signals != person.signals
         back = world.opposite(other)
         assert (back.signals, back.targets, back.oracle) == (person.signals, person.targets, person.oracle)
         own, theirs = (world.bayes().posterior(p.signals) for p in (person, other))

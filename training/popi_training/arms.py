@@ -2,9 +2,10 @@
 
     python -m popi_training.arms RECIPE --out DIR [--seeds 1 2] [--users 400] [--arms ...] [--json]
 
-Equal budget is equal sampled summaries and equal DPO pairs: ``alternating`` and ``sequential`` move one role a step and
-get twice the steps of the joint phase, ``frozen`` and ``shuffled_rewards`` (the control: rewards in another order
-within each group) learn no DPO pairs at all. A folder holds every arm as a run of its own; the same command goes on
+Equal budget is equal rewarded summaries, equal DPO pairs and the same course of rates over a role's own moves:
+``alternating`` and ``sequential`` move one role a step and get twice the steps of the joint phase (those that move the
+generator draw summaries of their own for it), ``frozen`` and ``shuffled_rewards`` (the control: rewards in another
+order within each group) learn no DPO pairs at all. A folder holds every arm as a run of its own; the same command goes on
 where it stopped. Two arms differ only where both agree: a paired t-test over the seeds' means (Holm over all pairs of
 arms) and a bootstrap over people.
 """

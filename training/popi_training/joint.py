@@ -92,7 +92,8 @@ class Joint(Trainer):
                 last = j.taught if group["role"] == "generate" else j.warm
                 group["lr"] = j.lr_warm * up * (1 - 0.9 * min(1.0, self.step / last))
             else:
-                group["lr"] = self.rate(self.step, group["base_lr"], j.warm)
+                moves = [s for s in range(j.warm, self.recipe.train.steps) if group["role"] in self.moving(s)]
+                group["lr"] = self.rate(sum(s < self.step for s in moves), len(moves), group["base_lr"])
 
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""
@@ -157,12 +158,10 @@ class Joint(Trainer):
         return spoken(self.reader.tokenizer.decode(list(draw.ids[:-1] if draw.finished else draw.ids)).strip())
 
     def _told(self, person: Person) -> Group:
-        """What φ is to imitate, and what θ learns under: the truth, or by and by now and then the same."""
-        ids, allowed = self.reader.completion(person.told or person.oracle or str(prompts.spec()["silence"]))
+        """What φ is to imitate, and what θ learns under."""
+        ids, allowed = self.reader.completion(person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        j, dice = self.recipe.joint, random.Random(f"told:{self.recipe.seed}:{self.step}:{person.id}")
-        told = person.told and dice.random() < j.told * min(1.0, self.step / max(1, j.warm))
-        return Group(person, self.reader.prompt(person.signals), [draw], [person.told if told else person.oracle])
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
 
     # scoring ------------------------------------------------------------------------------------------------
     def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:

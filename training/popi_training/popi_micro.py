@@ -1,12 +1,13 @@
 """popi-micro: a pair of small models, trained from nothing in the controlled world.
 
 Both learn the world's words from scratch. Their reference is what they are at the end of the warm start, in which the
-inference model imitates the summary that is best given the signals and taken at its word (``Bayes.best_summaries``),
-while its states are held to what these signals say in numbers: the exact posterior means, and the stress that this
-summary lays on each attribute (``dense``). What a generator makes of a summary beyond its words has to be found by the
-joint objective. The generator learns under the truth, which it can learn to follow in a few hundred steps, and by and
-by half under what is imitated, with DPO's labels smoothed: otherwise it is so sure of itself that a summary which is
-half right costs more than one that says nothing, and the inference model learns to say nothing.
+inference model imitates what the exact posterior means say in words (``Bayes.summaries``), while its states are held
+to the same in numbers: these means, and the degree in which this summary names each attribute (``dense``). What a
+generator makes of a summary beyond its words has to be found by the joint objective. The generator learns under what
+is imitated too, on pairs judged as by somebody who wants just that, so that it follows to the letter: the choices of
+the person themselves, of whom a summary says only part, teach the same far more slowly. DPO's labels are smoothed:
+otherwise it is so sure of itself that a summary which is half right costs more than one that says nothing, and the
+inference model learns to say nothing.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ def people(recipe: Recipe, step: int) -> list[Person]:
 
 
 def _upto(person: Person, dense: bool) -> list[Person]:
-    """Somebody after each of their signals, with the best summary of so many, the last time with their targets; where
-    it is asked for also with what these signals say, in numbers.
+    """Somebody after each of their signals, with what so many say, the last time with their targets as that decides
+    them; where it is asked for also with what these signals say, in numbers.
 
-    What is best is reckoned by somebody who knows of all users alike, not which wants no training user has together:
+    What they say is reckoned by somebody who knows of all users alike, not which wants no training user has together:
     otherwise the model learns that there are no such people.
     """
     law = world.bayes()
@@ -97,11 +98,11 @@ def _upto(person: Person, dense: bool) -> list[Person]:
     best = law.summaries(posteriors)
     degrees = np.array([[dict(said).get(a, 0) for a in range(len(world.ATTRIBUTES))] for said in best]) / STRESSED
     known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if dense else 0]
-    heard = replace(person, oracle=world.say(best[-1]), targets=world.judged(best[-1], person.targets))
+    judged = world.judged(best[-1], person.targets)
     return [
         replace(
-            heard, signals=person.signals[:k], told=world.say(said), known=tuple(map(tuple, known[:k].tolist())),
-            targets=heard.targets if k == len(best) else (),
+            person, signals=person.signals[:k], oracle=world.say(said), known=tuple(map(tuple, known[:k].tolist())),
+            targets=judged if k == len(best) else (),
         )
         for k, said in enumerate(best, 1)
     ]  # fmt: skip

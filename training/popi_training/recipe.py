@@ -126,8 +126,7 @@ class Joint:
     of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
     what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many of them (0: in all);
     ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
-    (``popi_training.dense``); ``told``: the share of θ's summaries then that are what φ imitates and not the truth,
-    rising to this from none."""
+    (``popi_training.dense``)."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -155,7 +154,6 @@ class Joint:
     lr_warm: float = 1e-3
     smoothing: float = 0.0
     dense: float = 0.0
-    told: float = 0.0
 
     @property
     def taught(self) -> int:
@@ -271,7 +269,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("joint.lr_generate", j.lr_generate, 1e-9, 1),
         ("joint.warm", j.warm, 0, t.steps), ("joint.lr_warm", j.lr_warm, 1e-9, 1),
         ("joint.warm_generate", j.warm_generate, 0, j.warm), ("joint.smoothing", j.smoothing, 0, 0.49),
-        ("joint.dense", j.dense, 0, 1000), ("joint.told", j.told, 0, 1),
+        ("joint.dense", j.dense, 0, 1000),
         ("scratch.hidden", s.hidden, 0, 4096), ("scratch.layers", s.layers, 1, 64),
         ("scratch.heads", s.heads, 1, 64), ("scratch.kv_heads", s.kv_heads, 1, s.heads),
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),

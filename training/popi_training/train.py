@@ -81,18 +81,16 @@ class Trainer(ABC):
     def develop(self) -> dict[str, Any]:
         """Figures on development users, by names that begin with ``dev_``; ``dev_loss`` is what patience looks at."""
 
-    def rate(self, step: int, lr: float, began: int = 0) -> float:
-        """The learning rate of a step: up, flat, and down to nothing over the last ``decay`` of the steps since
-        ``began``."""
+    def rate(self, done: int, of: int, lr: float) -> float:
+        """The learning rate of the next move after ``done`` of them: up, flat, and down to nothing over the last
+        ``decay`` of all."""
         t = self.recipe.train
-        up = min(1.0, (step - began + 1) / max(1, t.warmup))
-        down = min(1.0, (t.steps - step) / max(1.0, t.decay * (t.steps - began)))
-        return lr * up * down
+        return lr * min(1.0, (done + 1) / max(1, t.warmup)) * min(1.0, (of - done) / max(1.0, t.decay * of))
 
     def set_rates(self) -> None:
         """This step's rate for every group of the optimizer."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step, group["base_lr"])
+            group["lr"] = self.rate(self.step, self.recipe.train.steps, group["base_lr"])
 
     def clipped(self, role: str, loss: float) -> float:
         """Clip a role's gradient, and return what its norm was. Raises ModelError where it or the loss is no number."""

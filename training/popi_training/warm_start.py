@@ -59,8 +59,8 @@ class WarmStart(Trainer):
         self.optimizer.step()
         self.step += 1
         return {
-            "step": self.step, "loss": total, "contrast": told, "lr": self.rate(self.step - 1, t.lr), "grad_norm": norm,
-            "tokens": sum(len(packed.ids) for packed in batch),
+            "step": self.step, "loss": total, "contrast": told, "lr": self.rate(self.step - 1, t.steps, t.lr),
+            "grad_norm": norm, "tokens": sum(len(packed.ids) for packed in batch),
         }  # fmt: skip
 
     @torch.no_grad()

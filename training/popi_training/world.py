@@ -33,7 +33,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -121,7 +121,7 @@ def view(first: str, second: str) -> Type:
 
 
 def truth(theta: Type) -> Summary:
-    """What is so of a user: the wanted poles, the heaviest first and in the highest degree, of equals in the order of the
+    """What is so of a user: the wanted poles, the heaviest first and in a higher degree, of equals in the order of the
     attributes."""
     order = sorted((a for a, w in enumerate(theta) if w), key=lambda a: -abs(theta[a]))
     return tuple((a, theta[a] + (1 if theta[a] > 0 else -1)) for a in order)

@@ -153,7 +153,8 @@ def _tokens(trainer: Joint, texts: Sequence[str]) -> float:
     return sum(len(trainer.reader.tokenizer.encode(t)) for t in texts) / len(texts)
 
 
-def _poles(summary: world.Summary) -> set[tuple[int, bool]]:
+def poles(summary: world.Summary) -> set[tuple[int, bool]]:
+    """What a summary names, whatever the degree: attributes, and whether it is their first pole."""
     return {(a, degree > 0) for a, degree in summary}
 
 
@@ -161,7 +162,7 @@ def _f1(texts: Sequence[str], truth: Sequence[world.Type]) -> float:
     """Of the poles named against those wanted, over all people together."""
     right = named = wanted = 0
     for text, theta in zip(texts, truth, strict=True):
-        a, b = _poles(world.read(text)), _poles(world.truth(theta))
+        a, b = poles(world.read(text)), poles(world.truth(theta))
         right, named, wanted = right + len(a & b), named + len(a), wanted + len(b)
     return 2 * right / (named + wanted) if named + wanted else 0.0
 
