@@ -30,9 +30,9 @@ def test_what_the_first_signals_say_is_the_mean_of_the_posterior() -> None:
             posterior = bayes.posterior(person.signals[:k], "any")
             plain = [sum(p * t[a] for p, t in zip(posterior, bayes.types, strict=True)) for a in range(6)]
             assert line == pytest.approx(plain, abs=1e-9)
-    told = [p for p in popi_micro.people(recipes.parse(RECIPE, "it"), 790) if len(p.signals) == 8]
+    told = [p for p in popi_micro.people(recipes.parse(RECIPE, "it"), 990) if len(p.signals) == 8]
     assert told and all(np.allclose(np.array(p.known)[:, :6], bayes.posteriors(p.signals) @ bayes.types) for p in told)
-    assert all(p.known == () for p in popi_micro.people(recipes.parse(RECIPE, "it"), 810))  # nothing is imitated there
+    assert all(p.known == () for p in popi_micro.people(recipes.parse(RECIPE, "it"), 1010))  # nothing is imitated there
 
 
 def test_the_loss_is_that_of_each_person_alone() -> None:

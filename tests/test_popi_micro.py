@@ -23,8 +23,8 @@ from tests.test_train import edited, figures
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 SMALL = (
     ("hidden = 64", "hidden = 32"), ("layers = 3", "layers = 2"), ("ffn = 192", "ffn = 64"),
-    ("warmup = 10", "warmup = 2"), ("\nwarm = 800", "\nwarm = 3"), ("steps = 880", "steps = 5"),
-    ("warm_generate = 800", "warm_generate = 2"),
+    ("warmup = 10", "warmup = 2"), ("\nwarm = 1000", "\nwarm = 3"), ("steps = 1060", "steps = 5"),
+    ("warm_generate = 1000", "warm_generate = 2"),
     ("batch = 64", "batch = 4"), ("group = 8", "group = 2"), ("pairs = 6", "pairs = 1"),
     ("dev_every = 100", "dev_every = 2"), ("dev_users = 60", "dev_users = 3"),
     ("checkpoint_every = 50", "checkpoint_every = 1"),
@@ -82,8 +82,9 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     warming = popi_micro.people(recipes.parse(read.text.replace("warm = 3", "warm = 4"), "it"), 3)
     assert [len(p.signals) for p in warming[:8]] == [*range(1, 8), 1] and len({p.id for p in warming}) == 13
     assert all(b.signals[: len(a.signals)] == a.signals for a, b in itertools.pairwise(warming[:7]))
-    assert [bool(p.targets) for p in warming[:8]] == [False] * 6 + [True, False]
-    assert sum(bool(p.targets) for p in first) == sum(bool(p.targets) for p in warming) == read.train.batch
+    assert len({p.id for p in first if p.targets}) == len({p.id for p in warming if p.targets}) == read.train.batch
+    shared = [t.prompt for p in warming[:7] for t in p.targets]
+    assert 4 < len(shared) == len(set(shared)) <= world.TARGETS and all(len(p.targets) < 3 for p in warming[:7])
     law = world.bayes()
     for p in warming:
         each = [law.posterior(p.signals[:k], "any") for k in range(1, len(p.signals) + 1)]
@@ -97,6 +98,26 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert all(p.oracle == world.say(world.truth(world.draw(p.id.split(":")[1], "train")[1])) for p in later[-24:])
 
 
+def test_half_of_the_replies_that_are_trained_on_have_their_words_in_any_order_and_mean_the_same(recipe: Path) -> None:
+    read, law = recipes.read(recipe), world.bayes()
+    kept, seen = list[bool](), set[tuple[str, ...]]()
+    for person in (p for step in range(3, 43) for p in popi_micro.people(read, step)):
+        drawn, _ = world.draw(person.id.split(":")[1], "train")
+        assert np.array_equal(law.posterior(person.signals), law.posterior(drawn.signals))
+        for ours, theirs in zip((*person.signals, *person.targets), (*drawn.signals, *drawn.targets), strict=True):
+            for field in ("chosen", "rejected", "response"):
+                one, other = getattr(ours, field, "").split(), getattr(theirs, field, "").split()
+                assert sorted(one) == sorted(other)
+                kept += [one == other] * bool(one)
+                seen.add(tuple(w if w not in world.MARKERS else "{}" for w in one))
+    assert 0.45 < sum(kept) / len(kept) < 0.6
+    heldout = [f for frames in world.WORLD["heldout_frames"].values() for f in frames]
+    trained = [f for frames in world.WORLD["frames"].values() for f in frames]
+    in_any_order = {tuple(sorted(f.split())) for f in trained}
+    assert in_any_order.isdisjoint(tuple(sorted(f.split())) for f in heldout)  # so that none of these can come about
+    assert {tuple(f.split()) for f in trained} < seen
+
+
 def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):
@@ -105,10 +126,10 @@ def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: p
 
 def test_an_arm_has_its_own_rates_whatever_the_warm_start_had(recipe: Path, tmp_path: Path) -> None:
     go_on(recipe, tmp_path / "warm", 3)
-    edited(recipe, "lr = 3e-5", "lr = 8e-4")
-    edited(recipe, "lr_generate = 2e-5", "lr_generate = 2e-4")
+    edited(recipe, "lr = 2e-4", "lr = 8e-4")
+    edited(recipe, "lr_generate = 2e-4", "lr_generate = 5e-4")
     trainer = arms.run_arm(recipes.read(recipe), "simultaneous", 1, tmp_path / "arm", tmp_path / "warm")
-    assert {g["base_lr"] for g in trainer.optimizer.param_groups} == {8e-4, 2e-4}
+    assert {g["base_lr"] for g in trainer.optimizer.param_groups} == {8e-4, 5e-4}
     assert max(m["lr"] for m in figures(tmp_path / "arm")) > 1e-4
 
 

@@ -5,9 +5,9 @@
 Equal budget is equal rewarded summaries, equal DPO pairs and the same course of rates over a role's own moves:
 ``alternating`` and ``sequential`` move one role a step and get twice the steps of the joint phase (those that move the
 generator draw summaries of their own for it), ``frozen`` and ``shuffled_rewards`` (the control: rewards in another
-order within each group) learn no DPO pairs at all. A folder holds every arm as a run of its own; the same command goes on
-where it stopped. Two arms differ only where both agree: a paired t-test over the seeds' means (Holm over all pairs of
-arms) and a bootstrap over people.
+order within each group) learn no DPO pairs at all. A folder holds every arm as a run of its own; the same command goes
+on where it stopped. Two arms differ only where both agree: a paired t-test over the seeds' means (Holm over all pairs
+of arms) and a bootstrap over people.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def _tell(what: str, seed: int) -> train.Tell:
     return tell
 
 
-def measured(recipe: recipes.Recipe, out: Path, seeds: Sequence[int], arms: Sequence[str], users: int) -> dict[str,
-Any]:
+def measured(
+    recipe: recipes.Recipe, out: Path, seeds: Sequence[int], arms: Sequence[str], users: int
+) -> dict[str, Any]:
     """Tables of every seed and arm, written one by one beside the runs; what is there already is not made again."""
     found: dict[str, Any] = {}
     for seed in seeds:

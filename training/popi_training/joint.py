@@ -90,7 +90,7 @@ class Joint(Trainer):
             if self.step < j.warm:
                 up = min(1.0, (self.step + 1) / max(1, self.recipe.train.warmup))
                 last = j.taught if group["role"] == "generate" else j.warm
-                group["lr"] = j.lr_warm * up * (1 - 0.9 * min(1.0, self.step / last))
+                group["lr"] = j.lr_warm * up * (1 - 0.99 * min(1.0, self.step / last))
             else:
                 moves = [s for s in range(j.warm, self.recipe.train.steps) if group["role"] in self.moving(s)]
                 group["lr"] = self.rate(sum(s < self.step for s in moves), len(moves), group["base_lr"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import re
 import tempfile
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ import numpy as np
 
 from popi_edge import prompts
 from popi_edge.errors import ConfigError
+from popi_edge.signals import Comparison, Rating, Signal
 from popi_training import micro, warm, world
 from popi_training.dense import Dense
 from popi_training.joint import Joint
@@ -36,6 +38,8 @@ SUMMARIES, LEAST = 96, 12
 """Summaries that a step of the warm start imitates, and the people whose they are at the least."""
 STRESSED = 2
 """What the degree in which a summary names an attribute is divided by beside the posterior means, which are below 2."""
+STIRRED = 0.5
+"""How likely a reply that is trained on has its words in another order."""
 END = "\n\n"
 """What a signal ends with."""
 AT_ONCE = 24
@@ -75,9 +79,10 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     for i in range(count(recipe, step)):
         name = f"{recipe.seed}-{step}-{i}"
         person, theta = world.draw(name, "train", most if warm else None)
+        person = _stirred(person)
         if recipe.joint.identity and not warm:
             person = replace(person, alike=tuple(
-                world.draw(f"{name}-alike-{k}", "train", len(person.signals), theta=theta)[0].signals
+                _stirred(world.draw(f"{name}-alike-{k}", "train", len(person.signals), theta=theta)[0]).signals
                 for k in range(recipe.joint.alike)
             ))  # fmt: skip
         if i >= recipe.train.batch:
@@ -86,9 +91,32 @@ def people(recipe: Recipe, step: int) -> list[Person]:
     return made
 
 
+def _stirred(person: Person) -> Person:
+    """The same person, every other reply (drawn) with its words in any order: the world has so few frames to train on
+    that a model learns these by heart and loses its way in others."""
+    rng = random.Random(f"stir:{person.id}")
+
+    def stir(reply: str) -> str:
+        some = reply.split()
+        if rng.random() < STIRRED:
+            rng.shuffle(some)
+        return " ".join(some)
+
+    def judged(signal: Signal) -> Signal:
+        match signal:
+            case Comparison(chosen=c, rejected=r):
+                return replace(signal, chosen=stir(c), rejected=stir(r))
+            case Rating(response=r):
+                return replace(signal, response=stir(r))
+        return signal
+
+    targets = tuple(replace(t, chosen=stir(t.chosen), rejected=stir(t.rejected)) for t in person.targets)
+    return replace(person, signals=tuple(map(judged, person.signals)), targets=targets)
+
+
 def _upto(person: Person, dense: bool) -> list[Person]:
-    """Somebody after each of their signals, with what so many say, the last time with their targets as that decides
-    them; where it is asked for also with what these signals say, in numbers.
+    """Somebody after each of their signals, with what so many say and some of their targets, as that decides them;
+    where it is asked for also with what these signals say, in numbers.
 
     What they say is reckoned by somebody who knows of all users alike, not which wants no training user has together:
     otherwise the model learns that there are no such people.
@@ -98,11 +126,10 @@ def _upto(person: Person, dense: bool) -> list[Person]:
     best = law.summaries(posteriors)
     degrees = np.array([[dict(said).get(a, 0) for a in range(len(world.ATTRIBUTES))] for said in best]) / STRESSED
     known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if dense else 0]
-    judged = world.judged(best[-1], person.targets)
     return [
         replace(
             person, signals=person.signals[:k], oracle=world.say(said), known=tuple(map(tuple, known[:k].tolist())),
-            targets=judged if k == len(best) else (),
+            targets=world.judged(said, person.targets[k - 1 :: len(best)]),
         )
         for k, said in enumerate(best, 1)
     ]  # fmt: skip
