@@ -123,8 +123,8 @@ class Joint:
     ``mask``: summaries are drawn under the closed vocabulary; ``rollout``: by ``transformers`` or by ``vllm``
     (``popi_training.vllm_rollout``). ``shuffled_rewards``: each summary gets another's reward
     (a control that must learn nothing). ``lr_generate``: the rate of θ, as ``train.lr`` is φ's. ``warm``: so many steps
-    of ``sft`` come first, at ``lr_warm`` falling to a tenth, from one signal a person to all; what is learnt then is
-    what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many of them (0: in all);
+    of ``sft`` come first, at ``lr_warm`` falling to a hundredth, from one signal a person to all; what is learnt then
+    is what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many (0: in all);
     ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
     (``popi_training.dense``)."""
 

@@ -12,7 +12,7 @@ opposite person, on the same pair), intervals clustered by person:
     shuffled_summary   another person's summary
     constant_summary   of the summaries that were written, the one that is best for everybody
     counted_summary    what somebody would say who only counts
-    best_summary       the summary that is best given what the signals can say (world.Bayes.best_summary)
+    best_summary       what the exact posterior means of the same signals say in words (world.Bayes.summaries)
     oracle_summary     the truth
     bayes              no summary: the exact predictor from the same signals, who knows of which part somebody is
     bayes_any          the same who does not know: of all users alike
