@@ -53,3 +53,32 @@ def test_other_rows_and_other_files_are_refused(tmp_path: Path) -> None:
         compare.read(tmp_path / "c")
     with pytest.raises(ConfigError, match="cannot read"):
         compare.read(tmp_path / "nowhere")
+
+
+def test_where_choices_were_made_they_are_the_accuracy(tmp_path: Path) -> None:
+    """Two rows in which the position was followed (½ each), one of them with log-probabilities."""
+    line = {"row": "a", "margins": {"summary": [0.5, 0.5]}, "right": {"summary": 0.5}}
+    other = {"row": "b", "margins": {"summary": [3.0, -1.0]}, "right": {"summary": 0.5}}
+    (tmp_path / "a").write_text(json.dumps(line) + "\n" + json.dumps(other) + "\n")
+    found = compare.read(tmp_path / "a")
+    accuracy, contrast = compare.compare(found, found)["differences"]
+    assert accuracy["was"] == accuracy["now"] == 0.5 and contrast["was"] == 0.75
+
+
+@pytest.mark.parametrize("both", ["null", "[null, 1]", "[1]", "[1, 2, 3]", '["a", 1]', "{}", "[NaN, 1]", "[1e999, 1]"])
+def test_margins_that_are_no_numbers_are_refused(tmp_path: Path, both: str) -> None:
+    (tmp_path / "a").write_text(f'{{"row": "a", "margins": {{"summary": {both}}}}}\n')
+    with pytest.raises(ConfigError, match="line 1: the margins of 'summary' are not two numbers"):
+        compare.read(tmp_path / "a")
+
+
+def test_a_row_that_comes_twice_and_shares_that_are_none_are_refused(tmp_path: Path) -> None:
+    line = {"row": "a", "margins": {"summary": [1, 2]}}
+    (tmp_path / "a").write_text(2 * (json.dumps(line) + "\n"))
+    with pytest.raises(ConfigError, match="line 2: row 'a' comes twice"):
+        compare.read(tmp_path / "a")
+    odd: list[Any] = [[], {"summary": 2}, {"summary": "x"}]
+    for right in odd:
+        (tmp_path / "a").write_text(json.dumps(line | {"right": right}) + "\n")
+        with pytest.raises(ConfigError, match="line 1: right must be an object of shares"):
+            compare.read(tmp_path / "a")

@@ -27,6 +27,7 @@ from popi_edge import prompts
 from popi_edge.cli import main
 from popi_edge.errors import ConfigError, GeneratorError
 from popi_edge.signals import Signal
+from popi_training import compare, report, report_sources
 from popi_training.evaluate import choice, run
 from popi_training.evaluate.conditions import BARE, Context, contexts, draw_donors
 from popi_training.evaluate.data import Dataset
@@ -245,6 +246,23 @@ def test_log_probabilities_show_a_contrast_that_the_position_hides(tmp_path: Pat
         text = prompts.generate_system(line["text"])
         difference = overlap(text, r.chosen) - overlap(text, r.rejected)
         assert line["margins"]["summary"][0] == pytest.approx(difference / 2, abs=1e-4)
+
+
+def test_the_listing_of_choices_gives_their_accuracy_to_who_reads_it(tmp_path: Path) -> None:
+    """Log-probabilities tell the rows although the position decides every choice, so that signs of m would say 1."""
+    data, listing = dataset(tmp_path), tmp_path / "summaries.jsonl"
+    with Judge(biased) as judge:
+        result, lines = listed(data, judge.url)
+    run.write_listing(listing, lines)
+    read = compare.read(listing)
+    for difference in compare.compare(read, read)["differences"]:
+        assert difference["now"] == result["conditions"][difference["after"]][difference["metric"]]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    evaluation = report_sources.read_evaluation(tmp_path, "choices")
+    rows = evaluation.listing or []
+    assert report.described(rows)["accuracy"] == 0.5 and not report._unlike(evaluation)
+    assert [why for _, why in report.failures(rows)] == [["undecided"]] * len(rows)
+    assert all(row.unreachable for row in rows)
 
 
 def test_what_is_no_letter_counts_half_and_is_counted(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge.errors import ConfigError, PopiError
-from popi_training.evaluate.metrics import Outcome, difference, mean
+from popi_training.evaluate.metrics import Choice, Outcome, difference, mean
 from popi_training.runfolder import json_lines
 
 COMPARED = (
@@ -28,20 +28,41 @@ COMPARED = (
     ("raw", "raw"), ("shuffled_summary", "shuffled_summary"),
 )  # fmt: skip
 """(condition of BEFORE, condition of AFTER)."""
+LARGEST = 1e300
+"""No margin is as large."""
 Listing = Mapping[str, Mapping[str, Any]]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """Row id → its line, of the lines without a profile. Raises ConfigError for what is no listing."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, value in json_lines(path):
         if not isinstance(value, dict) or "row" not in value or not isinstance(value.get("margins"), dict):
             raise ConfigError(f"{path}, line {number}: not a line of a listing")
+        if odd := _odd(value):
+            raise ConfigError(f"{path}, line {number}: {odd}")
         if not value.get("profile"):
+            if str(value["row"]) in found:
+                raise ConfigError(f"{path}, line {number}: row {value['row']!r:.60} comes twice")
             found[str(value["row"])] = value
     if not found:
         raise ConfigError(f"{path}: there is no row in it")
     return found
+
+
+def _odd(line: Mapping[str, Any]) -> str:
+    """Which figure of a line is none; empty where all are as a listing has them."""
+    for condition, both in line["margins"].items():
+        if not (isinstance(both, list) and len(both) == 2 and all(map(_finite, both))):
+            return f"the margins of {condition!r:.40} are not two numbers"
+    right = line.get("right", {})
+    if not isinstance(right, dict) or not all(_finite(v) and 0 <= v <= 1 for v in right.values()):
+        return "right must be an object of shares"
+    return ""
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def outcome(listing: Listing, rows: Sequence[str], condition: str) -> Outcome | None:
@@ -50,7 +71,10 @@ def outcome(listing: Listing, rows: Sequence[str], condition: str) -> Outcome | 
         both = np.array([listing[r]["margins"][condition] for r in rows], np.float64)
     except KeyError:
         return None
-    return Outcome(both[:, 0], both[:, 1], np.zeros(len(rows)))
+    right = [listing[r].get("right", {}).get(condition) for r in rows]
+    if None in right:
+        return Outcome(both[:, 0], both[:, 1], np.zeros(len(rows)))
+    return Choice(both[:, 0], both[:, 1], np.zeros(len(rows)), np.array(right, np.float64))
 
 
 def compare(before: Listing, after: Listing, *, seed: int = 0) -> dict[str, Any]:

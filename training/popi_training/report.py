@@ -45,11 +45,13 @@ def front(lines: Sequence[Line], metric: str) -> list[Line]:
     return [line for line, _ in sorted(best, key=lambda item: item[1])]
 
 
-def shortcomings(own: float, other: float) -> list[str]:
-    """Why a row failed, by m under its own summary and under the opposite's; empty where it did not."""
+def shortcomings(own: float, other: float, chose: float | None = None) -> list[str]:
+    """Why a row failed, by m under its own summary and under the opposite's; empty where it did not. ``chose``: how
+    often the preferred reply was chosen (default: as the sign of m says)."""
     out = []
-    if own <= 0:
-        out.append("chose the other reply" if own < 0 else "undecided")
+    chose = float(wins([own])[0]) if chose is None else chose
+    if chose <= 0.5:
+        out.append("chose the other reply" if chose < 0.5 else "undecided")
     if own <= other:
         out.append("the opposite’s summary did better" if own < other else "the opposite’s summary did as well")
     return out
@@ -58,7 +60,7 @@ def shortcomings(own: float, other: float) -> list[str]:
 def failures(listing: Sequence[Listed]) -> list[tuple[Listed, list[str]]]:
     """Rows whose own summary chose wrong or did not beat the opposite's, the worst first; with the reasons."""
     pairs = [(x, *x.margins["summary"]) for x in listing if "summary" in x.margins]
-    failed = [(min(own, own - other), x, shortcomings(own, other)) for x, own, other in pairs]
+    failed = [(min(own, own - other), x, shortcomings(own, other, x.chose("summary"))) for x, own, other in pairs]
     return [(x, why) for _, x, why in sorted((f for f in failed if f[2]), key=lambda f: f[0])]
 
 
@@ -72,14 +74,14 @@ def described(rows: Sequence[Listed]) -> dict[str, float | int | None]:
     """Counts over rows: summaries, different texts, mean tokens of those; accuracy and contrast (ties ½)."""
     said = [x for x in rows if x.text]
     tokens = [x.tokens for x in said if x.tokens is not None]
-    scored = [x.margins["summary"] for x in rows if "summary" in x.margins]
-    own, other = [a for a, _ in scored], [b for _, b in scored]
+    scored = [x for x in rows if "summary" in x.margins]
+    own, other = ([x.margins["summary"][k] for x in scored] for k in (0, 1))
     return {
         "rows": len(rows),
         "summaries": len(said),
         "distinct": len({x.text for x in said}),
         "tokens": sum(tokens) / len(tokens) if tokens else None,
-        "accuracy": float(wins(own).mean()) if scored else None,
+        "accuracy": sum(x.chose("summary") for x in scored) / len(scored) if scored else None,
         "contrast": float(wins(own, other).mean()) if scored else None,
     }
 

@@ -107,6 +107,14 @@ class Listed:
     tokens: float | None
     text: str
     margins: dict[str, tuple[float, float]]
+    right: dict[str, float] = field(default_factory=dict)
+    """By condition how often the preferred reply was chosen, where choices decide it and not the sign of m."""
+
+    def chose(self, condition: str) -> float:
+        """1 where the preferred reply was chosen under a condition that has margins, 0 where the other was; ½ at a tie,
+        or between where choices decide."""
+        own = self.margins[condition][0]
+        return self.right.get(condition, 1.0 if own > 0 else 0.5 if own == 0 else 0.0)
 
     @property
     def key(self) -> tuple[str, str, bool]:
@@ -115,7 +123,7 @@ class Listed:
     @property
     def unreachable(self) -> bool:
         """Whether the oracle's own sentence does not choose right either."""
-        return "oracle_summary" in self.margins and self.margins["oracle_summary"][0] <= 0
+        return "oracle_summary" in self.margins and self.chose("oracle_summary") <= 0.5
 
 
 @dataclass(frozen=True)
@@ -303,11 +311,14 @@ def read_listing(path: Path) -> list[Listed]:
         try:
             margins = {str(c): (_number(m[0]), _number(m[1])) for c, m in value.get("margins", {}).items()}
             kept = {c: (a, b) for c, (a, b) in margins.items() if a is not None and b is not None}
+            shares = {str(c): _share(v) for c, v in value.get("right", {}).items()}
+            right = {c: v for c, v in shares.items() if v is not None}
             texts = [value["row"], value.get("persona", ""), value["status"], value["text"]]
             if not all(isinstance(t, str) for t in texts):
                 raise TypeError("row, persona, status and text must be texts")
             row, persona, status, text = texts
-            listed = Listed(row, persona, value.get("profile") is True, status, _number(value["tokens"]), text, kept)
+            tokens = _number(value["tokens"])
+            listed = Listed(row, persona, value.get("profile") is True, status, tokens, text, kept, right)
         except (TypeError, KeyError, AttributeError, IndexError, ValueError):
             raise ConfigError(f"{path}, line {n}: not a line of summaries") from None
         out.append(listed)

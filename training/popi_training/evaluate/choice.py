@@ -41,7 +41,7 @@ from popi_training.evaluate import run
 from popi_training.evaluate.conditions import BARE, Context
 from popi_training.evaluate.data import Dataset, Row
 from popi_training.evaluate.journal import Journal
-from popi_training.evaluate.metrics import Outcome, Values
+from popi_training.evaluate.metrics import Choice, Values
 
 QUESTION = (
     "Asked:\n{prompt}\n\nReply A:\n{A}\n\nReply B:\n{B}\n\n"
@@ -186,17 +186,6 @@ def open_chooser(url: str, model: str | None = None, key_env: str | None = None)
 
 
 # the evaluation -----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Choice(Outcome):
-    """An Outcome whose accuracy is that of choices: ``score`` [n] is 1, ½ or 0, or between over both orders."""
-
-    score: Values
-
-    @property
-    def right(self) -> Values:
-        return self.score
-
-
 class Choices(run.Scores):
     """The endpoint's choices in place of a generator's scores: asked for first, then read."""
 

@@ -85,6 +85,17 @@ class Outcome:
         return wins(self.own, self.other)
 
 
+@dataclass(frozen=True)
+class Choice(Outcome):
+    """An Outcome whose accuracy is that of choices: ``score`` [n] is 1, ½ or 0, or between over both orders."""
+
+    score: Values
+
+    @property
+    def right(self) -> Values:
+        return self.score
+
+
 def longer(lengths: Sequence[tuple[int, int]]) -> Values:
     """The baseline that knows nobody: wins of the longer reply, from (chosen, rejected) lengths."""
     return wins([c for c, _ in lengths], np.array([r for _, r in lengths], np.float64))

@@ -43,7 +43,7 @@ from popi_training.evaluate.conditions import (
 )
 from popi_training.evaluate.data import Dataset, Row
 from popi_training.evaluate.journal import Journal, write_whole
-from popi_training.evaluate.metrics import Outcome, Values, comparisons, longer, table, wins
+from popi_training.evaluate.metrics import Choice, Outcome, Values, comparisons, longer, table, wins
 
 Advance = Callable[[str, int, int], None]
 """Told of progress: the stage, the work of the unit just done, the stage's whole work (both in tokens)."""
@@ -309,13 +309,21 @@ def evaluate(
     listing = [
         {"row": r.id, "cluster": hashlib.sha256(r.cluster.encode()).hexdigest()[:12], "persona": r.user_key,
          "profile": k, **{n: s[n] for n in ("status", "tokens", "text")},
-         "margins": {c: [round(float(o.own[i]), 4), round(float(o.other[i]), 4)] for c, o in found[k].items()}}
+         "margins": {c: [round(float(o.own[i]), 4), round(float(o.other[i]), 4)] for c, o in found[k].items()},
+         **_chosen(found[k], i)}
         for k in kinds
         for i, (r, s) in enumerate(zip(rows, summaries[k], strict=True))
     ]
     return result, listing
 
 
+def _chosen(found: Mapping[str, Outcome], i: int) -> dict[str, dict[str, float]]:
+    """``right`` of row ``i`` by condition, where choices decide it and not the sign of m."""
+    right = {c: float(o.right[i]) for c, o in found.items() if isinstance(o, Choice)}
+    return {"right": right} if right else {}
+
+
 def write_listing(path: Path, listing: Sequence[dict[str, Any]]) -> None:
-    """The summaries for reading, with m under one's own context and the opposite taste's: one JSON object a line."""
+    """The summaries for reading, with m under one's own context and the opposite taste's (and, where choices were made,
+    how often the preferred reply was chosen): one JSON object a line."""
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listing))
