@@ -246,6 +246,37 @@ def test_arms_share_their_warm_start_and_are_compared(
     assert json.loads(capsys.readouterr().out) == found
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--seeds", "1", "1"], "--seeds: one comes twice"),
+        (["--arms", "frozen", "frozen"], "--arms: one comes twice"),
+        (["--users", "1"], "two users"),
+    ],
+)
+def test_one_run_is_not_counted_twice_and_one_person_is_too_few(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], why: str
+) -> None:
+    """The same seed twice has no spread over the seeds, and so a p of 0."""
+    monkeypatch.setattr(arms, "measured", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(sys, "argv", ["arms", str(recipe), "--out", str(tmp_path / "arms"), *words])
+    with pytest.raises(SystemExit, match=f"arms: .*{why}"):
+        arms.main()
+
+
+def test_a_damaged_table_of_an_arm_is_one_line(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "warm_start", lambda *_: None)
+    table = tmp_path / "seed-1" / "frozen" / "table-3.json"
+    table.parent.mkdir(parents=True)
+    table.write_text('[{"part": ')
+    words = ["--out", str(tmp_path), "--seeds", "1", "--arms", "frozen", "--users", "3"]
+    monkeypatch.setattr(sys, "argv", ["arms", str(recipe), *words])
+    with pytest.raises(SystemExit, match=r"table-3\.json: damaged"):
+        arms.main()
+
+
 @pytest.mark.parametrize(("values", "p"), [([1, 2, 3, 4, 5], 0.01324), ([0.1, -0.1], 1.0), ([1.0, 1.1], 0.0303)])
 def test_the_t_test_gives_what_tables_give(values: list[float], p: float) -> None:
     """t = 4.243 with 4 degrees of freedom; 0; and 21 with one, whose p is 1 − 2/π arctan 21."""

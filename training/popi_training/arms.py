@@ -112,7 +112,10 @@ def measured(
                 tables = [world_eval.evaluate(trainer, part, users) for part in world_eval.PARTS]
                 with whole_file(done) as file:
                     file.write(json.dumps(tables).encode())
-            found[f"{seed}/{arm}"] = json.loads(done.read_text("utf-8"))
+            try:
+                found[f"{seed}/{arm}"] = json.loads(done.read_text("utf-8"))
+            except ValueError:
+                raise ConfigError(f"{done}: damaged; without it the table is made again") from None
     return found
 
 
@@ -183,11 +186,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
+        for name, given in (("seeds", options.seeds), ("arms", options.arms)):
+            if len(set(given)) < len(given):
+                raise ConfigError(f"--{name}: one comes twice; it would be counted twice")
+        if options.users < 2:
+            raise ConfigError("an interval needs at least two users")
         recipe = recipes.read(options.recipe)
         if not recipe.data.world or not recipe.joint.warm:
             raise ConfigError(f"{options.recipe}: arms are run in the controlled world, from a warm start (joint.warm)")
         found = measured(recipe, options.out, options.seeds, options.arms, options.users)
-    except PopiError as e:
+    except (PopiError, OSError) as e:
         sys.exit(f"arms: {e}")
     result = {
         "recipe": train.recipe_hash(recipe), "seeds": options.seeds, "users": options.users,
