@@ -138,6 +138,9 @@ def test_no_donor_is_one_clear_line(tmp_path: Path) -> None:
         ({HISTORY: ["x"]}, f"row 2, {HISTORY} 1: not a JSON object"),
         ({"ground_truth_persona": "A third."}, "has 3"),
         ({"profile": 7}, "row 2: profile must be text"),
+        ({"prompt": "\ud800"}, "row 2: prompt is not valid Unicode"),
+        ({"chosen": "\ud800"}, "row 2: chosen is not valid Unicode"),
+        ({"profile": "\ud800"}, "row 2: profile is not valid Unicode"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -147,7 +150,7 @@ def test_a_wrong_row_is_named(tmp_path: Path, change: dict[str, Any], says: str)
         load(alignx(tmp_path, rows), "alignx")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '["x"]', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '["x"]', "[" * 100_000, f"[1{5000 * '0'}]"])
 def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(PopiError, match=r"rows\.json"):
         load(write(tmp_path / "rows.json", content), "alignx")
@@ -232,12 +235,22 @@ def test_levels_that_hardly_differ_are_dropped_and_counted(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "says"),
     [("{", "not JSON"), ("[]", "not a JSON object"), ('{"doc": "x", "para": "1"}', "para must be a whole number"),
-     ('{"doc": "WNL", "para": 1}', "doc has no name"), ('{"doc": "x", "para": 1}', "elementary is missing")],
+     ('{"doc": "WNL", "para": 1}', "doc has no name"), ('{"doc": "x", "para": 1}', "elementary is missing"),
+     ('{"doc": "\\ud800", "para": 1}', "doc is not valid Unicode"), (f"[1{5000 * '0'}]", "not JSON")],
 )  # fmt: skip
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     path = write(tmp_path / "levels.jsonl", json.dumps(paragraph(1, 1)) + "\n\n" + line + "\n")
     with pytest.raises(SignalError, match=f"line 3: {says}"):
         load(path, "onestopenglish")
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, end: str) -> None:
+    """Inside a JSON text these may stand as they are."""
+    items = [paragraph(d, p, extra_easy=6 * (p == 2), extra_hard=d % 3) for d in range(24) for p in (1, 2, 3)]
+    items[0]["elementary"] += f"{end}and stayed"
+    path = write(tmp_path / "levels.jsonl", "".join(json.dumps(i, ensure_ascii=False) + "\r\n" for i in items))
+    assert len(load(path, "onestopenglish").rows) > 0
 
 
 def test_too_few_stories_is_one_clear_line(tmp_path: Path) -> None:

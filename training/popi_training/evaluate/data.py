@@ -155,6 +155,10 @@ def _field(value: Any, name: str, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         problem = "is missing" if name not in value else "must be text that is not empty"
         raise SignalError(f"{where}: {name} {problem}", field=name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SignalError(f"{where}: {name} is not valid Unicode (a lone surrogate)", field=name) from None
     return text
 
 
@@ -167,7 +171,7 @@ def same_text(text: str) -> str:
 def _alignx(text: str, path: Path, half: str, seed: int) -> tuple[list[Row], dict[str, int], tuple[str, str]]:
     try:
         items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # ValueError: also of a number with too many digits
         raise ConfigError(f"{path}: not JSON: {e}") from None
     if not isinstance(items, list) or not items:
         raise ConfigError(f"{path}: must be a JSON list of rows")
@@ -242,7 +246,7 @@ def _onestop(text: str, path: Path, half: str, seed: int) -> tuple[list[Row], di
     """
     dropped = Counter(near_identical=0, same_length=0, unmatched_length=0, other_half=0)
     halves: dict[str, list[_Paragraph]] = {"dev": [], "final": []}
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other ends of lines
         if line.strip():
             paragraph = _paragraph(line, f"{path}: line {i}")
             same = _similarity(paragraph.elementary, paragraph.advanced) > NEAR_IDENTICAL
@@ -264,7 +268,7 @@ def _onestop(text: str, path: Path, half: str, seed: int) -> tuple[list[Row], di
 def _paragraph(line: str, where: str) -> _Paragraph:
     try:
         item = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # ValueError: also of a number with too many digits
         raise SignalError(f"{where}: not JSON: {e}") from None
     doc = " ".join(_field(item, "doc", where).removeprefix("WNL").split())  # the corpus's mark of a weekly lesson
     number = item.get("para")
