@@ -28,7 +28,11 @@ def test_the_manifest_and_the_readme_have_the_table_of_the_committed_results() -
         assert gather.read(word)[1]["model"] == f"{manifest['name']} {manifest['version']}"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"conditions": {}}'])
+@pytest.mark.parametrize("text", [
+    "{", "[]", '{"conditions": {}}', 10_000 * "[",
+    '{"conditions": [], "gap_closed": {}, "model": "m", "engine": "e", "pairs": 1, "seed": 0}',
+    '{"conditions": {"raw": {}}, "gap_closed": {}, "model": "m", "engine": "e", "pairs": 1, "seed": 0}',
+])  # fmt: skip
 def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "r.json").write_text(text)
     for file in ("r.json", "nowhere.json"):
@@ -36,3 +40,19 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(SystemExit, match=rf"gather: .*{file.replace('.', '[.]')}"):
             gather.main()
     assert not (tmp_path / "out.json").exists()
+
+
+def test_what_was_left_out_is_a_dash_and_one_prompt_has_no_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = dict.fromkeys(gather.KEPT) | {"accuracy": 1.0, "contrast": 0.5, "tokens": 20.0}
+    result = {"conditions": {"summary": one, "oracle_summary": one}, "gap_closed": {}, "model": "m", "engine": "e",
+              "pairs": 2, "seed": 0}  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    words = [f"{name}={tmp_path / 'r.json'}" for name in "ab"]
+    monkeypatch.setattr(sys, "argv", ["gather", str(tmp_path / "out.json"), *words])
+    gather.main()
+    assert "| a (2) | – | – | – | 0.50 | 0.50 | – | 20 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gather", str(tmp_path / "out.json"), words[0], words[0]])
+    with pytest.raises(SystemExit, match="gather: two results have one name"):
+        gather.main()

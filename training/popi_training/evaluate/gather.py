@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from popi_edge.errors import ConfigError
+from popi_edge.errors import ConfigError, PopiError
 from popi_training.evaluate.journal import write_whole
 
 SHOWN = {
@@ -25,10 +25,12 @@ def read(word: str) -> tuple[str, dict[str, Any]]:
     name, _, path = word.partition("=")
     try:
         result = json.loads(Path(path).read_text("utf-8"))
-        return name, {k: result[k] for k in ("conditions", "gap_closed", "model", "engine", "pairs", "seed")}
+        kept = {k: result[k] for k in ("conditions", "gap_closed", "model", "engine", "pairs", "seed")}
+        markdown(gathered({name: kept}))
+        return name, kept
     except OSError as e:
         raise ConfigError(f"cannot read {path or word}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ConfigError(f"{path}: not a result of popi eval --json: {e}") from None
 
 
@@ -53,23 +55,31 @@ def markdown(table: dict[str, Any]) -> str:
     for name, t in table.items():
         found, share = t["conditions"], t["gap_closed"].get("contrast")
         cells = [f"{name} ({t['pairs']})"]
-        for c in SHOWN:
-            v = found[c]
-            cells.append(f"{v['contrast']:.2f} ({v['contrast_low']:.2f}–{v['contrast_high']:.2f})")
+        cells += [_contrast(found.get(c)) for c in SHOWN]
         cells += ["–" if share is None else f"{share:.2f}"]
-        cells += [f"{found['raw']['tokens']:.0f} → {found['summary']['tokens']:.0f}"]
+        cells += [" → ".join(f"{found[c]['tokens']:.0f}" for c in ("raw", "summary") if c in found)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _contrast(found: dict[str, Any] | None) -> str:
+    """A condition's contrast with its interval (there is none of one prompt); of one that was left out a dash."""
+    if found is None:
+        return "–"
+    low, high = found["contrast_low"], found["contrast_high"]
+    return f"{found['contrast']:.2f}" + ("" if low is None else f" ({low:.2f}–{high:.2f})")
 
 
 def main() -> None:
     if len(sys.argv) < 3 or not all("=" in word for word in sys.argv[2:]):
         sys.exit((__doc__ or "").strip())
     try:
+        if len({word.partition("=")[0] for word in sys.argv[2:]}) < len(sys.argv[2:]):
+            raise ConfigError("two results have one name")
         table = gathered(dict(map(read, sys.argv[2:])))
         write_whole(Path(sys.argv[1]), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
         print(markdown(table))
-    except (ConfigError, OSError) as e:
+    except (PopiError, OSError) as e:
         sys.exit(f"gather: {e}")
 
 
