@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
 from popi_training.evaluate.journal import write_whole
@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
+        if options.rows < 1:
+            raise ConfigError(f"--rows is {options.rows}; it must be at least 1")
         model = open_pair(options.bundle, None, config.load())
         sets = [*(f"kind-{k}" for k in KINDS), *(f"signals-{n}" for n in NUMBERS), "silent", "changed", "mixed"]
         results: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config, prompts
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_training.corpus import Corpus, Pair, load
 from popi_training.evaluate.journal import write_whole
 from popi_training.evaluate.run import Pair as Model
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--bundle")
     options = parser.parse_args()
     try:
+        if options.pairs < 1:
+            raise ConfigError(f"--pairs is {options.pairs}; it must be at least 1")
         corpus, model = load(wide=options.wide), open_pair(options.bundle, None, config.load())
         among = corpus.dimensions.keys() - (load().dimensions if options.wide else ())
         todo = work(corpus, options.pairs, options.every, among)

@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--verdicts", type=Path)
     options = parser.parse_args()
     try:
+        if options.users < 1:
+            raise ConfigError(f"--users is {options.users}; it must be at least 1")
         verdicts = read_verdicts(options.verdicts)
         model = open_pair(options.bundle, None, config.load())
         made = summaries(model, users("mixed", options.users, options.seed))
