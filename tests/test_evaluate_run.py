@@ -327,13 +327,16 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path, change: Callable[.
     assert toy.calls == [] and (tmp_path / "run" / UNITS).read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [b"\0\0\n", b'{"k": 1}\n', b"[]\n"])
+@pytest.mark.parametrize("damage", [b"\0\0\n", b'{"k": 1}\n', b"[]\n", 10_000 * b"[" + b"\n"])
 def test_a_damaged_progress_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     data = dataset(tmp_path)
     in_folder(data, Toy(), tmp_path / "run")
     with (tmp_path / "run" / UNITS).open("ab") as f:
         f.write(damage)
     with pytest.raises(ConfigError, match=r"line \d+ is damaged"):
+        in_folder(data, Toy(), tmp_path / "run")
+    (tmp_path / "run" / UNITS).write_text('{"settings": "none"}\n')
+    with pytest.raises(ConfigError, match="line 1 is damaged"):
         in_folder(data, Toy(), tmp_path / "run")
 
 

@@ -284,6 +284,11 @@ def damaged(folder: Path) -> None:
         file.write(b"\0\n")
 
 
+def elsewhere(folder: Path) -> None:
+    lines = (folder / UNITS).read_text().splitlines(keepends=True)
+    (folder / UNITS).write_text("".join([lines[0].replace('"engine"', '"motor"'), *lines[1:]]))
+
+
 def empty(folder: Path) -> None:
     (folder / UNITS).write_bytes(b"")
 
@@ -299,6 +304,12 @@ def empty(folder: Path) -> None:
         (torn, [], "has no summary for 1 of 12 rows"),
         (damaged, [], "units.jsonl: damaged"),
         (empty, [], "units.jsonl: damaged"),
+        (elsewhere, [], "units.jsonl: damaged, or not of popi eval --out"),
+        (lambda f: (f / UNITS).write_text('{"settings": []}\n'), [], "units.jsonl: damaged"),
+        (lambda f: (f / UNITS).write_text(10_000 * "[" + "\n"), [], "units.jsonl: damaged"),
+        (lambda f: (f / "result.json").write_text('{"pairs": 12, "gap_closed": []}'), [], "result.json: damaged"),
+        (lambda f: (f / "result.json").write_text('{"pairs": 12, "gap_closed": {"summary": {"accuracy": "x"}}}'), [],
+         "result.json: damaged"),
         (None, ["--bundle", "nowhere"], "there is no bundle 'nowhere'"),
         (None, ["--share", "0.4"], "--share says how much --paraphrase changes"),
     ],

@@ -37,6 +37,8 @@ from popi_training.paraphrase import as_share, changed, content, paraphrase
 
 CONDITIONS = ("none", "shuffled_summary", "summary", "oracle_summary")
 METRICS = ("accuracy", "contrast")
+NEEDED = ("format", "data", "seed", "bundle", "engine")
+"""What the settings of a run must say."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ def read_source(folder: Path) -> Source:
         made = {unit["k"]: unit["v"] for unit in rest if unit["k"].startswith("summary:")}
         if not all(isinstance(s["text"], str) and isinstance(s["status"], str) for s in made.values()):
             raise TypeError
-        settings = dict(first["settings"])
+        settings = {k: first["settings"][k] for k in NEEDED} | first["settings"]
         path = folder / "result.json"
         result = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        transferred(result, result)  # once here, so that a result of another shape does not come out at the end
         return Source(folder, settings, made, dict(result))
     except OSError as e:
         raise ConfigError(f"{folder} holds no run of popi eval --out: cannot read {path.name}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigError(f"{path}: damaged, or not of popi eval --out") from None
 
 

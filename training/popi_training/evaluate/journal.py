@@ -55,7 +55,7 @@ class Journal:
                     self._compare(path, item["settings"], json.loads(json.dumps(settings)))
                 else:
                     self._values[item["k"]] = item["v"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise ConfigError(f"{path}: line {number} is damaged; start anew in another folder") from None
         return whole
 
