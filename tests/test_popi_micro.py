@@ -218,7 +218,10 @@ def test_the_command_evaluates_a_run_in_its_world(
     assert code == 0 and [p["part"] for p in found["parts"]] == ["users", "combinations", "phrasings"]
     assert {"none", "summary", "oracle_summary", "bayes"} <= set(found["conditions"]) and found["step"] == 4
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--data", recipe, "--format", "corpus")
-    assert code == 2 and "its own world" in err
+    assert code == 2 and "its own world, without --data, --format" in err
+    listing = tmp_path / "listing.jsonl"
+    code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--limit", 2, "--summaries", listing)
+    assert code == 2 and "without --summaries" in err and not listing.exists()  # it was ignored, with exit code 0
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "nowhere")
     assert code == 1 and err.startswith("popi: cannot read")
 

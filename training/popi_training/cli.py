@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from popi_edge.cli.common import App, common
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
+IN_WORLD = ("limit", "seed", "out", "home", "as_json")
+"""Options of ``popi eval`` that a run of the controlled world takes."""
 
 
 class Meter:
@@ -126,8 +129,10 @@ def evaluate(
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
     if trained is not None and of_world(trained):
-        if data is not None or generator is not None:
-            raise click.UsageError("a run of the controlled world is evaluated in its own world, without --data")
+        if given := _given():
+            raise click.UsageError(
+                f"a run of the controlled world is evaluated in its own world, without {', '.join(given)}"
+            )
         found, shown = in_world(trained, limit, seed)
         if out is not None:
             write_json(out / "result.json", found)
@@ -147,6 +152,13 @@ def evaluate(
     if out is not None:
         write_json(out / "result.json", result)
     app.emit(result, lambda: report.text(result) + ("\n\n" + choice.text(result["generator"]) if chooser else ""))
+
+
+def _given() -> list[str]:
+    """Options that were given on the command line and mean nothing to the controlled world."""
+    context = click.get_current_context()
+    asked = [p for p in context.command.params if isinstance(p, click.Option) and p.name not in IN_WORLD]
+    return [p.opts[0] for p in asked if context.get_parameter_source(str(p.name)) is ParameterSource.COMMANDLINE]
 
 
 def of_world(run: Path) -> bool:
