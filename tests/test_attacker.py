@@ -112,6 +112,14 @@ def test_two_who_want_the_same_stay_in_one_half() -> None:
     assert len(train) == len(test) == 10
 
 
+def test_who_wants_different_things_would_be_in_both_halves_and_is_refused() -> None:
+    """As if the summaries of one person were of two."""
+    lines = [Line(f"u{i}", want, (f"Word{i}.",), f"Says word{i}.") for i in range(20) for want in "ab"]
+    assert guess(lines)["people"] == 10
+    with pytest.raises(ConfigError, match="'u0' wants different things"):
+        guess(lines, same_wants=True)
+
+
 def test_features_by_hand() -> None:
     """Two people know "cat"; "dog" and "zebra" are known to one each, of three."""
     people = [Bag.of(("cat dog",)), Bag.of(("cat", "zebra cat")), Bag.of(("emu",))]

@@ -184,10 +184,14 @@ def guess(lines: Sequence[Line], seed: int = 0, *, same_wants: bool = False) -> 
     interval over people (``low``, ``high``), ``pairs``, ``people``, the ``weights`` by feature, and by ``feature`` the
     accuracy of each alone, which nothing was learned for. Ties count ½.
 
-    Raises ConfigError where there are too few people to learn from or to ask about.
+    Raises ConfigError where there are too few people to learn from or to ask about, or where with ``same_wants``
+    somebody has two different wants, and so would be in both halves.
     """
     if same_wants:
         lines = [line for line in lines if line.wants is not None]
+        wants = {line.user: line.wants for line in lines}
+        if torn := next((line.user for line in lines if line.wants != wants[line.user]), None):
+            raise ConfigError(f"{torn!r:.60} wants different things in different lines")
     rng = random.Random(f"{seed}:{same_wants}")
     train, test = halves(lines, rng, same_wants=same_wants)
     learned, asked = (pairings(lines, users, rng, same_wants=same_wants) for users in (train, test))
