@@ -172,6 +172,18 @@ def test_the_attacker_of_the_world_knows_whose_a_summary_is_by_the_models_own_li
         world_leak.main()
 
 
+def test_the_attacker_of_the_world_has_summaries_drawn_as_the_run_draws_them(recipe: Path, tmp_path: Path) -> None:
+    edited(recipe, "beta = 0.5", "beta = 0.5\nmask = false")
+    trainer = go_on(recipe, tmp_path / "run", 4)
+    own = [p for pair in world_leak.couples(2) for p in pair]
+    draws = world_leak.drawn(trainer, own, "infer", 1.0)
+    with trainer.roles.playing("infer") as model:
+        size = model.config.vocab_size
+    assert all(len(allowed) == size for d in draws for allowed in d.allowed)
+    found = world_leak.likelihoods(trainer, own, draws, "infer")
+    assert np.allclose(found, [sum(d.logprobs) for d in draws], atol=1e-3)
+
+
 def test_who_only_counts_counts() -> None:
     size, tone = ([p["markers"][0] for p in world.WORLD["attributes"][a]] for a in ("size", "tone"))
     common: dict[str, Any] = {"at": "1970-01-01T00:00:00Z", "source": "world"}

@@ -44,20 +44,23 @@ def couples(count: int) -> list[tuple[Person, Person]]:
 
 @torch.no_grad()
 def drawn(trainer: Joint, people: Sequence[Person], role: str, temperature: float) -> list[Draw]:
-    """A summary of each; the likeliest at temperature 0."""
+    """A summary of each, under the closed vocabulary if the run's are; the likeliest at temperature 0."""
     out: list[Draw] = []
     for i in range(0, len(people), TOGETHER):
         asked = [trainer.reader.prompt(p.signals) for p in people[i : i + TOGETHER]]
         seeds = None if not temperature else list(range(i, i + len(asked)))
         with trainer.roles.playing(role) as model:
-            found = rollout(model, trainer.reader, asked, group=1, temperature=temperature, seeds=seeds)
+            found = rollout(
+                model, trainer.reader, asked, group=1, temperature=temperature, seeds=seeds,
+                mask=trainer.recipe.joint.mask,
+            )  # fmt: skip
         out += [d for (d,) in found]
     return out
 
 
 @torch.no_grad()
 def likelihoods(trainer: Joint, people: Sequence[Person], draws: Sequence[Draw], role: str) -> np.ndarray:
-    """log π_φ(z|s) of a summary behind each one's signals, masked and renormalised, at temperature 1; nats."""
+    """log π_φ(z|s) of a summary behind each one's signals, over what was allowed, renormalised, at temperature 1."""
     out: list[float] = []
     for i in range(0, len(people), TOGETHER):
         some = zip(people[i : i + TOGETHER], draws[i : i + TOGETHER], strict=True)
