@@ -11,6 +11,7 @@ import pytest
 
 from popi_edge.errors import ConfigError, PopiError, SignalError
 from popi_edge.signals import Comparison
+from popi_training.corpus import FOLDER
 from popi_training.evaluate.conditions import draw_donors, signals_key, user_signals
 from popi_training.evaluate.data import HISTORY, Dataset, half_of, load, same_text
 
@@ -166,6 +167,8 @@ def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
         (good, {"format": "csv"}),
         (good, {"format": "alignx", "half": "both"}),
         (good, {"format": "alignx", "limit": 1}),
+        (good, {"format": "alignx", "part": "phrasings"}),
+        (FOLDER, {"format": "corpus", "part": "prompts", "half": "dev"}),
     ):
         with pytest.raises(ConfigError):
             load(path, **options)

@@ -25,6 +25,8 @@ from popi_edge.signals import Comparison, Profile, Signal
 
 FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
+PROMPTS = "prompts"
+"""The set of our corpus that is meant where none is named."""
 HISTORY = "Pair-wise Comparative Feedback"
 LONG_AGO = "1970-01-01T00:00:00Z"
 """These files have no times; a fixed one keeps the signals the same in every run."""
@@ -103,6 +105,10 @@ def load(
         raise ConfigError(f"half is {half!r}; it must be one of {', '.join(HALVES)}")
     if limit is not None and limit < 2:
         raise ConfigError(f"limit is {limit}; it must be at least 2, one row of each persona")
+    if format == "corpus" and half != "all":
+        raise ConfigError(f"half is {half!r}, but our corpus has no halves; its sets are held out, each in its way")
+    if format != "corpus" and part not in ("", PROMPTS):
+        raise ConfigError(f"set is {part!r:.60}, but only our corpus has sets, not {format}")
     if format == "corpus":
         from popi_training.testsets import DEFAULT_ROWS, build
 
