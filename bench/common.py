@@ -83,10 +83,17 @@ def median(rows: list[dict[str, Any]], key: str) -> float:
     return float(statistics.median(r[key] for r in rows))
 
 
+def positive(word: str) -> int:
+    """A whole number of at least 1: there is no median of nothing. Raises argparse.ArgumentTypeError."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word!r:.20} is not a whole number of at least 1")
+    return int(word)
+
+
 def options(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument("--engine", choices=["onnx", "llama_cpp"], default="onnx")
     return parser
 

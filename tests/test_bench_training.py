@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import _ours, _step
+from bench import _ours, _step, common
 from bench import training as bench
 from popi_edge.errors import ConfigError, EngineError
 from popi_edge.models.gguf import Gguf
@@ -55,6 +55,13 @@ def test_our_side_has_the_lengths_asked_for_and_moves_both_roles(job: _step.Job,
 def as_peer(row: dict[str, Any]) -> dict[str, Any]:
     """What a peer would report that did the same without sharing the prompt."""
     return copy.deepcopy(row) | {"tokens_through": {"rollout": G * (N + S - 1)}}
+
+
+@pytest.mark.parametrize("runs", ["0", "-1", "two", "1.5"])
+def test_no_bench_has_a_median_of_nothing(runs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        common.options("").parse_args(["--runs", runs])
+    assert refused.value.code == 2 and "not a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
