@@ -304,7 +304,9 @@ def test_the_spellings_of_a_letter_are_added_up() -> None:
     "listed",
     [None, [], {"content": None}, {"content": [{"token": "A"}]}, {"content": [{"token": "A", "top_logprobs": [1]}]},
      {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": -1.0}]}]},
-     {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": "x"}, {"token": "B", "logprob": -1}]}]}],
+     {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": "x"}, {"token": "B", "logprob": -1}]}]},
+     *({"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": odd}, {"token": "B", "logprob": -1}]}]}
+       for odd in (-math.inf, math.nan, -1e308, -(10**400), True))],
 )  # fmt: skip
 def test_log_probabilities_of_one_letter_or_of_another_shape_are_none(listed: Any) -> None:
     assert choice.letter_logprobs({"logprobs": listed}) is None

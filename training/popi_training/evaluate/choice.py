@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -61,6 +60,8 @@ NOT_SO = (400, 403, 422, 500, 501)
 LOGPROBS = "logprobs"
 """The unit of the journal that says how many of them this endpoint was found to give."""
 DEFAULT_MODEL = "default"
+FARTHEST = 1e5
+"""A log-probability farther from 0 is none (endpoints say -9999 of what cannot be)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _total(top: Sequence[Any], name: str) -> float | None:
     for item in top:
         if isinstance(item, dict) and re.sub(r"[\W_]+", "", str(item.get("token", ""))) == name:
             value = item.get("logprob")
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FARTHEST:
                 parts.append(float(value))
     return float(np.logaddexp.reduce(parts)) if parts else None
 
