@@ -104,6 +104,18 @@ def test_accuracy_is_what_a_loop_counts() -> None:
     assert found["right"] == pytest.approx(sum(expected) / len(expected)) and found["pairs"] == len(expected)
 
 
+def test_the_last_bit_of_a_sum_of_rates_does_not_decide_a_tie() -> None:
+    """Three hedges less two certainties among thirty words, and one hedge among thirty."""
+
+    def text(hedges: int, certainties: int) -> str:
+        return " ".join(["perhaps"] * hedges + ["certainly"] * certainties + ["stone"] * (30 - hedges - certainties))
+
+    for pair in ((text(3, 2), text(1, 0)), (text(1, 0), text(3, 2))):
+        assert win_rate([pair], "hedging", "cautious") == win_rate([pair], "hedging", "confident") == 0.5
+    replies = {"cautious": text(3, 2), "confident": text(1, 0)}
+    assert accuracy([corpus.Pair("p", "hedging", "q", replies)], "hedging")["right"] == 0.5
+
+
 def test_win_rate_counts_ties_half_and_turns_with_the_pole() -> None:
     short, middle, long = "One.", "One two.", "One two three."
     for a, b in itertools.product((short, middle, long), repeat=2):

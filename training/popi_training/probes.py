@@ -37,6 +37,10 @@ class Told:
     less: str
     by: str
 
+    def count(self, text: str) -> float:
+        """What the probe gives, rounded so that the last bit of a sum of rates does not decide a tie."""
+        return round(self.probe(text), 9)
+
 
 DIMENSIONS: Mapping[str, Told] = {
     "expertise": Told(m.grade, "expert", "child", "reading grade"),
@@ -87,7 +91,7 @@ def score(text: str, dimension: str, pole: str) -> float:
     entry = told(dimension)
     if pole not in (entry.more, entry.less):
         raise ConfigError(f"{dimension} has the poles {entry.more} and {entry.less}, not {pole!r}")
-    return entry.probe(text) if pole == entry.more else -entry.probe(text)
+    return entry.count(text) if pole == entry.more else -entry.count(text)
 
 
 def win_rate(pairs: Sequence[tuple[str, str]], dimension: str, pole: str) -> float:
@@ -106,7 +110,7 @@ def accuracy(pairs: Iterable[Pair], dimension: str) -> dict[str, float | int | N
     by prompt: ``right``, ``low``, ``high`` (None below two prompts), ``pairs``."""
     entry = told(dimension)
     mine = [p for p in pairs if p.dimension == dimension]
-    more, less = ([entry.probe(p.replies[pole]) for p in mine] for pole in (entry.more, entry.less))
+    more, less = ([entry.count(p.replies[pole]) for p in mine] for pole in (entry.more, entry.less))
     right = wins(more, np.array(less))
     low, high = interval(right, [p.prompt for p in mine]) or (None, None)
     return {"right": float(right.mean()) if mine else None, "low": low, "high": high, "pairs": len(mine)}
