@@ -34,7 +34,7 @@ from popi_training.evaluate.conditions import BARE, contexts, draw_donors
 from popi_training.evaluate.data import Dataset, load
 from popi_training.evaluate.journal import Journal, write_json
 from popi_training.evaluate.metrics import Outcome, entry
-from popi_training.evaluate.run import Pair, Scores, open_pair, summarize_all, write_listing
+from popi_training.evaluate.run import Pair, Scores, open_pair, short_margins, summarize_all, write_listing
 
 SIDES = ("closed", "open")
 SHOWN = 10
@@ -69,7 +69,7 @@ def listings(data: Dataset, model: Pair, seed: int, work: Path | None, meter: Me
              "cluster": hashlib.sha256(r.cluster.encode()).hexdigest()[:12],
              **{n: m[n] for n in ("status", "tokens", "text")},
              "margins": {"none": [0.0, 0.0],
-                         "summary": [round(float(found[side].own[i]), 4), round(float(found[side].other[i]), 4)]}}
+                         "summary": short_margins(float(found[side].own[i]), float(found[side].other[i]))}}
             for i, (r, m) in enumerate(zip(data.rows, made[side], strict=True))
         ]
         for side in SIDES

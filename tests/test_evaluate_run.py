@@ -23,6 +23,7 @@ from popi_edge import prompts
 from popi_edge.engines.base import Score
 from popi_edge.errors import ConfigError, EngineError, PopiError
 from popi_edge.summarize import Decoding
+from popi_training import compare
 from popi_training.cli import Meter, evaluate
 from popi_training.evaluate import report, run
 from popi_training.evaluate.conditions import CONDITIONS, draw_donors
@@ -151,6 +152,29 @@ def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     assert result["distinct_summaries"] == 2
     assert result["statuses"] == {"draft": 12}
     assert (result["pairs"], result["prompts"], result["users"]) == (12, 6, 12)
+
+
+class Faint(Toy):
+    """The same with a word's costs closer together than the places of a listing."""
+
+    def score(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, adapter: str | None = None
+    ) -> list[Score]:
+        found = super().score(prompt, completions, adapter=adapter)
+        return [Score(s.total * 1e-6, tuple(t * 1e-6 for t in s.tokens)) for s in found]
+
+
+def test_the_places_of_a_listing_decide_no_tie(tmp_path: Path) -> None:
+    data, path = dataset(tmp_path), tmp_path / "listing.jsonl"
+    for toy in (Toy(), Faint()):
+        pair = run.Pair(toy, model="toy")  # type: ignore[arg-type]
+        result, lines = run.evaluate(data, pair, Journal(), advance=quiet)
+        run.write_listing(path, lines)
+        read = compare.read(path)
+        for d in compare.compare(read, read)["differences"]:
+            assert d["was"] == pytest.approx(result["conditions"][d["before"]][d["metric"]])
+        assert result["conditions"]["summary"]["accuracy"] == 1
+    assert run.short_margins(1.23456, -0.00004) == [1.2346, -0.0] and run.short_margins(2.00001, 2.00002)[0] == 2.00001
 
 
 def test_a_strangers_summary_is_right_as_often_as_the_strangers_are_kin(tmp_path: Path) -> None:

@@ -309,12 +309,19 @@ def evaluate(
     listing = [
         {"row": r.id, "cluster": hashlib.sha256(r.cluster.encode()).hexdigest()[:12], "persona": r.user_key,
          "profile": k, **{n: s[n] for n in ("status", "tokens", "text")},
-         "margins": {c: [round(float(o.own[i]), 4), round(float(o.other[i]), 4)] for c, o in found[k].items()},
+         "margins": {c: short_margins(float(o.own[i]), float(o.other[i])) for c, o in found[k].items()},
          **_chosen(found[k], i)}
         for k in kinds
         for i, (r, s) in enumerate(zip(rows, summaries[k], strict=True))
     ]
     return result, listing
+
+
+def short_margins(own: float, other: float) -> list[float]:
+    """Both to four places, or whole where these would make a tie of what is none."""
+    short = [round(own, 4), round(other, 4)]
+    kept = (short[0] == 0) == (own == 0) and (short[0] == short[1]) == (own == other)
+    return short if kept else [own, other]
 
 
 def _chosen(found: Mapping[str, Outcome], i: int) -> dict[str, dict[str, float]]:
