@@ -190,6 +190,8 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--python", type=Path)
     args = parser.parse_args()
+    if set(args.peer.split(",")) - {"gguf", "onnx"}:
+        parser.error(f"--peer is {args.peer!r:.60}; it names gguf, onnx or both")
     with tempfile.TemporaryDirectory(prefix="popi-export-bench-") as name:
         work = Path(name)
         made = subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from bench.export import "

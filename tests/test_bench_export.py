@@ -124,3 +124,14 @@ def test_speeds_are_measured_anew_and_nothing_else_of_a_table(tiny: tuple[Path, 
     assert before["rows"][0].pop("speed")["prefill"] == 2 and speed["prefill"] > 2 and speed["rss_mb"] > 20
     assert before.pop("note") == export_table.BUSY and "of the cores" in after.pop("note")
     assert after == before
+
+
+@pytest.mark.parametrize("peer", ["onxx", "", "gguf;onnx"])
+def test_a_peer_that_there_is_not_is_wrong_usage(
+    peer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export.subprocess, "run", lambda *_, **__: pytest.fail("it was begun"))
+    monkeypatch.setattr(sys, "argv", ["export", "--peer", peer])
+    with pytest.raises(SystemExit) as refused:
+        export.main()
+    assert refused.value.code == 2 and "it names gguf, onnx or both" in capsys.readouterr().err
