@@ -25,6 +25,15 @@ def asked(signal: Signal) -> str | None:
     return getattr(signal, "prompt", None)
 
 
+@pytest.mark.parametrize("part", testsets.SETS)
+def test_nobody_lends_a_summary_of_signals_about_the_very_prompt(part: str) -> None:
+    """Not of a conversation that begins with it either."""
+    found = rows(part, 120)
+    for row, d in zip(found, draw_donors(found, 0), strict=True):
+        for k in (d.opposite, d.shuffled, d.shuffled_too):
+            assert row.prompt not in {text for s in found[k].signals for text in s.texts()}
+
+
 @pytest.mark.parametrize("part", [*testsets.SETS, "kind-edit", "signals-8"])
 def test_users_come_in_opposite_pairs_on_one_target(part: str) -> None:
     found = rows(part)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from popi_edge.errors import ConfigError
@@ -63,6 +64,7 @@ def draw_donors(rows: Sequence[Row], seed: int) -> list[Donors]:
     """
     named = {row.id: k for k, row in enumerate(rows)}
     asked = [{same_text(getattr(s, "prompt", None) or "") for s in r.signals} for r in rows]
+    said = [{same_text(t) for s in r.signals for t in s.texts()} for r in rows]
     out = []
     for i, row in enumerate(rows):
         fit = [k for k in range(len(rows)) if k != i and same_text(row.prompt) not in asked[k]]
@@ -72,11 +74,20 @@ def draw_donors(rows: Sequence[Row], seed: int) -> list[Donors]:
         if not opposite:
             raise ConfigError(f"too few rows: none of the opposite persona can lend its signals to {row.id}")
         rng = generator(seed, "donors", row.id)
-        first = rng.choice(opposite)
-        second = rng.choice(fit)
-        third = rng.choice([k for k in fit if k != second] or [second])
-        out.append(Donors(first, second, third))
+        # Drawn again where it is a conversation that is about the prompt, so that all other rows keep their donors.
+        fresh = {k for k in fit if same_text(row.prompt) not in said[k]} or set(fit)
+        drawn = [_drawn(rng, opposite, fresh), _drawn(rng, fit, fresh)]
+        drawn += [_drawn(rng, [k for k in fit if k != drawn[1]] or [drawn[1]], fresh)]
+        out.append(Donors(*drawn))
     return out
+
+
+def _drawn(rng: random.Random, among: Sequence[int], fresh: Set[int]) -> int:
+    """One of ``among``, by lot, until it is a ``fresh`` one, if any is."""
+    found = rng.choice(among)
+    while found not in fresh and not fresh.isdisjoint(among):
+        found = rng.choice(among)
+    return found
 
 
 def contexts(
