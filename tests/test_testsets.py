@@ -137,6 +137,14 @@ def test_verdicts_count_named_opposite_missed_and_other() -> None:
     assert probe.f1([]) == 0
 
 
+def test_who_names_both_poles_of_a_want_is_half_right() -> None:
+    """Two poles said, one of them wanted: precision ½, recall 1."""
+    short, long = Want("length", "short"), Want("length", "long")
+    made = probe.Probe.fit([(short, "likes short replies"), (long, "likes long replies")])
+    verdict = probe.judge("Likes short replies. Likes long replies.", [short], made)
+    assert verdict == probe.Verdict(1, 0, 0, 0, 1) and probe.f1([verdict]) == pytest.approx(2 / 3)
+
+
 def test_behaviour_figures_are_counted_from_the_summaries() -> None:
     short = Want("length", "short")
     user, mute = User("a", (short,), (), ()), User("b", (), (), ())

@@ -69,26 +69,29 @@ def fitted() -> Probe:
 @dataclass(frozen=True)
 class Verdict:
     """Of a summary against what a user wants: wants ``named``, wants of which the ``opposite`` is named, wants left
-    out (``missed``), and poles named that are neither (``other``)."""
+    out (``missed``), poles named that are neither (``other``), and wants named of which the opposite is named too
+    (``torn``)."""
 
     named: int
     opposite: int
     missed: int
     other: int
+    torn: int = 0
 
 
 def judge(summary: str, wants: Sequence[Want], probe: Probe) -> Verdict:
     """Count what a summary gets right."""
     said = probe.poles(summary) if summary else []
     named = sum(w in said for w in wants)
-    against = sum(any(s.dimension == w.dimension and s.pole != w.pole for s in said) and w not in said for w in wants)
-    dimensions = {w.dimension for w in wants}
-    return Verdict(named, against, len(wants) - named - against, sum(s.dimension not in dimensions for s in said))
+    opposed = [w for w in wants if any(s.dimension == w.dimension and s.pole != w.pole for s in said)]
+    torn, dimensions = sum(w in said for w in opposed), {w.dimension for w in wants}
+    against, other = len(opposed) - torn, sum(s.dimension not in dimensions for s in said)
+    return Verdict(named, against, len(wants) - named - against, other, torn)
 
 
 def f1(verdicts: Sequence[Verdict]) -> float:
     """Micro-averaged F1 of the poles named."""
     right = sum(v.named for v in verdicts)
-    said = right + sum(v.opposite + v.other for v in verdicts)
+    said = right + sum(v.opposite + v.other + v.torn for v in verdicts)
     wanted = sum(v.named + v.opposite + v.missed for v in verdicts)
     return 2 * right / (said + wanted) if said + wanted else 0.0
