@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from popi_edge import config, prompts
 from popi_edge.errors import ConfigError, ModelError
+from popi_training import checking, train
 from popi_training import folder as module
 from popi_training import recipe as recipes
-from popi_training import train
 from popi_training.joint import Joint
 from popi_training.micro import TEMPLATE, world_texts
 from tests import tiny_training as small
@@ -121,6 +121,20 @@ def test_a_joint_step_moves_both_roles_on_it(made: Path, tmp_path: Path, full: b
     again = train.open_run(recipes.read(path), path, config.load())
     train.run(again, tmp_path / "run", until=3, minutes=None, tell=lambda *_: None)
     assert [m["step"] for m in train.read_metrics(tmp_path / "run" / train.METRICS)] == [1, 2, 3]
+
+
+def test_a_check_finds_the_folder_that_training_does(made: Path) -> None:
+    text, path, settings = (made / "recipe.toml").read_text(), made / "other.toml", config.load()
+    found = checking.checked(recipes.read(made / "recipe.toml"), made / "recipe.toml", settings)
+    assert found["base"]["name"] == "base" and found["base"]["here"] and found["tokens"]["run"] > 0
+    for old, new, why in (
+        ('method = "joint"\nrole = "both"', "", "base.name: base is a folder; method \"warm_start\" needs a GGUF file"),
+        ("[lora]", '[lora]\nstart = "x.gguf"', "lora.start is an adapter for a GGUF base; base is a folder"),
+    ):
+        path.write_text(text.replace(old, new))
+        for begin in (checking.checked, train.open_run):
+            with pytest.raises(ConfigError, match=why):
+                begin(recipes.read(path), path, settings)
 
 
 def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:

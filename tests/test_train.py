@@ -294,6 +294,16 @@ def test_a_misspelt_folder_of_a_base_is_refused(place: Path, popi: Popi) -> None
     refused(popi("train", place / "recipe.toml", "--check"), "recipe.toml: base.name: there is no folder", "bsae")
 
 
+def test_a_base_file_is_looked_for_beside_the_recipe(
+    place: Path, popi: Popi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(recipes.read(place / "recipe.toml").base.name, place / "base.gguf")
+    edited(place / "recipe.toml", recipes.read(place / "recipe.toml").base.name, "base.gguf")
+    monkeypatch.chdir(tmp_path)
+    assert popi("train", place / "recipe.toml", "--check")[0] == 0
+    assert popi("train", place / "recipe.toml", "--out", tmp_path / "run", "--until", 1)[0] == 0
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_another_base_is_refused(place: Path, popi: Popi, check: bool) -> None:
     make.llama(place / "other.gguf", seed=9)

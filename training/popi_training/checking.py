@@ -141,24 +141,23 @@ def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
     """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash,
     ConfigError for a folder that is missing where there are others: its name is wrong."""
     from popi_edge.errors import ConfigError
-    from popi_edge.models.bases import BASES, file_sha256, find, locate
+    from popi_edge.models.bases import BASES, file_sha256, find
     from popi_training import folder, warm
 
     name = recipe.base.name
-    path: Path | None
-    if "/" in name and not name.endswith(".gguf"):
-        path = (where.parent / name).resolve()
-        if path.parent.is_dir() and not path.is_dir():
-            raise ConfigError(f"{where}: base.name: there is no folder {path}")
-        if not path.is_dir():
-            return None
-        folder.read_config(path)
-        digest = folder.folder_sha256(path)
-    elif name in BASES:
+    if name in BASES:
         path, digest = find(BASES[name], settings.models), BASES[name].sha256
-    else:
-        path = locate(name, settings.models)
-        digest = file_sha256(path)
+        warm.refuse_base(recipe, name, digest)
+        return path
+    named = (where.parent / name).resolve()
+    if "/" in name and not name.endswith(".gguf") and not named.exists():
+        if named.parent.is_dir():
+            raise ConfigError(f"{where}: base.name: there is no folder {named}")
+        return None
+    path = warm.find_base(recipe, where, settings)
+    if path.is_dir():
+        folder.read_config(path)
+    digest = folder.folder_sha256(path) if path.is_dir() else file_sha256(path)
     warm.refuse_base(recipe, name, digest)
     return path
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from popi_edge.config import Settings
 from popi_edge.engines.adapter import Adapter
 from popi_edge.engines.onnx_graph import Shape
-from popi_edge.errors import ConfigError
-from popi_edge.models.bases import file_sha256, locate
+from popi_edge.models.bases import file_sha256
 from popi_edge.models.gguf import Gguf
 from popi_training import base, filed, folder, shards, targets, warm
 from popi_training.joint import Joint
@@ -75,16 +74,13 @@ class Loaded:
 
 def find_base(recipe: Recipe, where: Path, settings: Settings) -> Loaded:
     """The base of a recipe, by name, as a GGUF file or as a Hugging Face folder. Raises ModelError, ConfigError."""
-    path = (where.parent / recipe.base.name).resolve()
+    path = warm.find_base(recipe, where, settings)
     if path.is_dir():
-        if recipe.lora.start or recipe.lora.start_generate:
-            raise ConfigError(f"{where}: lora.start is an adapter for a GGUF base; {recipe.base.name} is a folder")
         folder.read_config(path)
         sha256 = folder.folder_sha256(path)
         warm.refuse_base(recipe, path.name, sha256)
         return Loaded(path, sha256, warm.Reader.of(path), {})
-    gguf = locate(recipe.base.name, settings.models)
-    sha256 = file_sha256(gguf)
-    warm.refuse_base(recipe, gguf.name, sha256)
-    starts = {role: warm.read_start(recipe, where, gguf, role) for role in ("infer", "generate")}
-    return Loaded(gguf, sha256, warm.Reader.of(gguf), starts)
+    sha256 = file_sha256(path)
+    warm.refuse_base(recipe, path.name, sha256)
+    starts = {role: warm.read_start(recipe, where, path, role) for role in ("infer", "generate")}
+    return Loaded(path, sha256, warm.Reader.of(path), starts)

@@ -22,7 +22,7 @@ MAX_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class Base:
-    """The base model: its name as in ``popi model list``, a GGUF file, or (joint training) a Hugging Face folder,
+    """The base model: its name as in ``popi model list``, or a GGUF file or (joint training) a Hugging Face folder,
     relative to the recipe; and the SHA-256 that the file, or what is read of the folder, must have."""
 
     name: str = "smollm2-135m"

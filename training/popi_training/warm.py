@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from popi_edge import prompts
+from popi_edge.config import Settings
 from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.errors import ConfigError, ModelError
+from popi_edge.models.bases import BASES, locate
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 from popi_edge.signals import Signal
@@ -72,6 +74,20 @@ def load(recipe: Recipe, where: Path) -> Set:
     shown = Material(corpus, pairs=lambda p: p.prompt not in split.dev_prompts, dimensions=dev.dimensions)
     weights = _weights(folder, recipe, corpus)
     return Set(train, dev, shown, split, weights, corpus, heldout)
+
+
+def find_base(recipe: Recipe, where: Path, settings: Settings) -> Path:
+    """The base's file or folder, by name or relative to the recipe. Raises ModelError where there is none, ConfigError
+    for a folder where the recipe needs a GGUF file."""
+    name, lora = recipe.base.name, recipe.lora
+    path = (where.parent / name).resolve()
+    if name in BASES or not (path.is_dir() or (path.is_file() and ("/" in name or name.endswith(".gguf")))):
+        return locate(name, settings.models)
+    if path.is_dir() and recipe.method != "joint":
+        raise ConfigError(f"{where}: base.name: {name} is a folder; method \"{recipe.method}\" needs a GGUF file")
+    if path.is_dir() and (lora.start or lora.start_generate):
+        raise ConfigError(f"{where}: lora.start is an adapter for a GGUF base; {name} is a folder")
+    return path
 
 
 def refuse_base(recipe: Recipe, name: str, sha256: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from popi_edge.config import Settings
 from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import ConfigError
-from popi_edge.models.bases import file_sha256, locate
+from popi_edge.models.bases import file_sha256
 from popi_edge.models.gguf import Gguf
 from popi_training import base, warm
 from popi_training.loss import contrast, supervised
@@ -91,7 +91,7 @@ def _examples(recipe: Recipe, data: warm.Set, reader: warm.Reader, step: int) ->
 def open_run(recipe: Recipe, where: Path, settings: Settings, device: str) -> WarmStart:
     """Load data and model for a recipe read from ``where``. Raises ConfigError, ModelError."""
     data = warm.load(recipe, where)
-    gguf = locate(recipe.base.name, settings.models)
+    gguf = warm.find_base(recipe, where, settings)
     digest = file_sha256(gguf)
     warm.refuse_base(recipe, gguf.name, digest)
     reader = warm.Reader.of(gguf)
