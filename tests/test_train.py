@@ -382,6 +382,19 @@ def test_a_file_that_is_no_run_of_ours_is_left_as_it_is(
     assert {p.name for p in out.iterdir()} <= {name, train.LOCK} and (out / name).read_text() == text
 
 
+@pytest.mark.parametrize("what", ["a link to nowhere", "a folder"])
+def test_a_recipe_of_a_run_that_cannot_be_read_is_said_to_be_that(place: Path, popi: Popi, what: str) -> None:
+    out = place / "mine"
+    out.mkdir()
+    if what == "a folder":
+        (out / train.RECIPE).mkdir()
+    else:
+        (out / train.RECIPE).symlink_to("nowhere")
+    code, _, err = popi("train", place / "recipe.toml", "--out", out)
+    assert (code, err.count("\n")) == (1, 1) and f"cannot read the recipe {out / train.RECIPE}" in err
+    assert {p.name for p in out.iterdir()} <= {train.RECIPE, train.LOCK} and not (place / "nowhere").exists()
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(place: Path, made: Path) -> None:
     (place / "whole" / train.CHECKPOINT).unlink()
     go_on(place / "recipe.toml", place / "whole")

@@ -149,8 +149,11 @@ class Trainer(ABC):
         elif alone := [n for n in (BEST, METRICS) if os.path.lexists(folder / n)]:
             raise ConfigError(f"{folder / alone[0]}: there is no {RUN} beside it; take another --out")
         recipe = folder / RECIPE
-        if os.path.lexists(recipe) and recipe.read_bytes() != self.recipe.text.encode():
-            raise ConfigError(f"{recipe}: another recipe; take another --out")
+        try:
+            if os.path.lexists(recipe) and recipe.read_bytes() != self.recipe.text.encode():
+                raise ConfigError(f"{recipe}: another recipe; take another --out")
+        except OSError as e:
+            raise ConfigError(f"cannot read the recipe {recipe}: {e.strerror}; take another --out") from None
 
     def _refuse_other(self, folder: Path, made_from: Mapping[str, Any]) -> None:
         for key in sorted(self.made_from.keys() | made_from):
