@@ -26,7 +26,7 @@ from typing import Any
 from bench._tamper import SIGNATURE, UNREAD, Material, Way, clear, copy
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS, zipped
-from bench.common import base, options, show
+from bench.common import at_least, base, options, show
 from popi_edge.config import Settings
 from popi_edge.errors import ModelError
 from popi_edge.models import archive, signing
@@ -168,7 +168,7 @@ def run(
 
 def main() -> int:
     parser = options(__doc__ or "")
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=at_least(1), default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

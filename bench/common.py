@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,22 @@ def median(rows: list[dict[str, Any]], key: str) -> float:
     return float(statistics.median(r[key] for r in rows))
 
 
-def positive(word: str) -> int:
-    """A whole number of at least 1: there is no median of nothing. Raises argparse.ArgumentTypeError."""
-    if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"{word!r:.20} is not a whole number of at least 1")
-    return int(word)
+def at_least(least: int) -> Callable[[str], int]:
+    """What argparse makes of a word: a whole number, no smaller than that."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    number.__name__ = "whole number"  # argparse's word for it
+    return number
 
 
 def options(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--runs", type=positive, default=5)
+    parser.add_argument("--runs", type=at_least(1), default=5)
     parser.add_argument("--engine", choices=["onnx", "llama_cpp"], default="onnx")
     return parser
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import base, median, options, show
+from bench.common import at_least, base, median, options, show
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 
@@ -185,7 +185,7 @@ def onnx(folder: Path, work: Path, python: Path, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     parser: argparse.ArgumentParser = options(__doc__ or "")
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--layers", type=at_least(1), default=30)
     parser.add_argument("--peer", default="gguf,onnx")
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--python", type=Path)

@@ -31,7 +31,7 @@ from bench._hostile_folders import FOLDERS
 from bench._tamper import Material
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS
-from bench.common import options, show
+from bench.common import at_least, options, show
 from popi_edge.config import Settings
 from popi_edge.errors import PopiError
 from popi_edge.models import bundle as bundles
@@ -263,7 +263,7 @@ def good(folder: Path) -> Files:
 
 def main() -> int:
     parser = options(__doc__ or "")
-    parser.add_argument("--count", type=int, default=2_000)
+    parser.add_argument("--count", type=at_least(1), default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 import popi_edge
-from bench.common import base
+from bench.common import at_least, base
 from popi_edge.errors import PopiError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256
@@ -282,11 +282,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=99)
+    parser.add_argument("--rows", type=at_least(1), default=99)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=[], metavar="KIND")
-    parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--longest", type=int, default=200, help="tokens of a pair's prompt and longer reply")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--pairs", type=at_least(0), default=48)
+    parser.add_argument("--longest", type=at_least(1), default=200, help="tokens of a pair's prompt and longer reply")
+    parser.add_argument("--runs", type=at_least(1), default=3)
     parser.add_argument("--timed", action="store_true", help="measure speed and memory of the rows there are anew")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

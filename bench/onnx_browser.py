@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import show
+from bench.common import at_least, show
 from bench.onnx_javascript import TEXT, Arrays, adapter_arrays, alike, beside, in_python, read_ids
 
 RUNTIMES = {"wasm": "onnxruntime-web", "webgpu": "onnxruntime-web", "transformers": "@huggingface/transformers"}
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("adapter", nargs="*", type=Path, help="ADAPTER.gguf BASE.gguf")
     parser.add_argument("--modules", type=Path, default=Path("node_modules"))
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=at_least(1), default=24)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     adapter = adapter_arrays(*args.adapter) if args.adapter else {}

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bench.common import show
+from bench.common import at_least, show
 from popi_edge.engines.adapter import fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_graph import GROUPS
 from popi_edge.engines.onnx_shape import Shape
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("adapter", nargs="*", type=Path, help="ADAPTER.gguf BASE.gguf")
     parser.add_argument("--modules", type=Path, default=Path("node_modules"))
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=at_least(1), default=24)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     adapter = adapter_arrays(*args.adapter) if args.adapter else {}

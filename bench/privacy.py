@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import privacy_measured, privacy_network, privacy_pupa
+from bench.common import at_least
 from bench.privacy_canaries import PLACES
 from popi_edge.errors import PopiError
 from popi_training.evaluate.journal import write_json, write_whole
@@ -35,9 +36,9 @@ KEPT = ("network", "pupa", "pupa_three")
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--users", type=at_least(1), default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, help="only the first so many rows of PUPA")
+    parser.add_argument("--rows", type=at_least(1), help="only the first so many rows of PUPA")
     parser.add_argument("--pupa", type=Path, default=Path("PUPA_TNB.csv"))
     parser.add_argument("--work", type=Path, help="keep finished people and rows here, and go on with them")
     parser.add_argument("--measured", type=Path, default=DOCS / "measured")
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         made = _made(name, args) if name in args.section else {"not_run": "its figures were never made, or not kept"}
         if "not_run" not in made:
             write_json(path, made)
+        elif name in args.section:
+            print(f"bench.privacy: {name} was not run: {made['not_run']}", file=sys.stderr)
         found[name] = json.loads(path.read_text("utf-8")) if path.is_file() else made
     found["measured"] = privacy_measured.measure(args.measured)
     return found
