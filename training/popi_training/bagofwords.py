@@ -15,6 +15,7 @@ reply leaves out (emoji, a question back) says nothing to this classifier. Nothi
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import sys
@@ -169,6 +170,8 @@ def text(score: Score | None) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     try:
         results = measure(load(), load(heldout=True))
     except (PopiError, OSError) as e:

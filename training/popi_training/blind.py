@@ -11,6 +11,7 @@ phrasings.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -137,16 +138,20 @@ def read_part(part: str) -> Corpus:
 
 
 def main() -> None:
-    part = next((a for a in sys.argv[1:] if a in GUESSES and a), "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (commands.add_parser("sheets"), commands.add_parser("score")):
+        parts = command.add_mutually_exclusive_group()
+        for name in filter(None, GUESSES):
+            parts.add_argument(name, dest="part", action="store_const", const=name, default="")
+    commands.choices["sheets"].add_argument("out", type=Path)
+    options = parser.parse_args()
     try:
-        corpus = read_part(part)
-        match [a for a in sys.argv[1:] if a not in GUESSES]:
-            case ["sheets", out]:
-                sheets(corpus, Path(out), parts=1 if part == "--heldout" else 4)
-            case ["score"]:
-                _score(corpus, FOLDER / GUESSES[part])
-            case _:
-                sys.exit(__doc__)
+        corpus = read_part(options.part)
+        if options.command == "sheets":
+            sheets(corpus, options.out, parts=1 if options.part == "--heldout" else 4)
+        else:
+            _score(corpus, FOLDER / GUESSES[options.part])
     except (PopiError, OSError) as e:
         sys.exit(f"blind: {e}")
 

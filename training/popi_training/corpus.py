@@ -11,6 +11,7 @@ and long replies (5 to 200 words), in lines that may name the dimensions of the 
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -217,11 +218,14 @@ def unbalanced(corpus: Corpus) -> list[str]:
 
 
 def main() -> None:
-    words = [a for a in sys.argv[1:] if a not in ("--heldout", "--wide")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--heldout", action="store_true")
+    part.add_argument("--wide", action="store_true")
+    options = parser.parse_args()
     try:
-        corpus = load(
-            Path(words[0]) if words else FOLDER, heldout="--heldout" in sys.argv, wide="--wide" in sys.argv
-        )
+        corpus = load(options.folder, heldout=options.heldout, wide=options.wide)
     except (PopiError, OSError) as e:
         sys.exit(f"corpus: {e}")
     for name, dimension in corpus.dimensions.items():

@@ -7,6 +7,7 @@ Does not judge the replies: it shows figures and a few examples drawn by a seed;
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import sys
@@ -273,7 +274,9 @@ def _section(sources: Sources, dimension: Dimension) -> str:
 
 
 def main() -> None:
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=PAGE)
+    out = parser.parse_args().out
     try:
         write_whole(out, page(read()))
     except (PopiError, OSError) as e:

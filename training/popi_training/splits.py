@@ -8,14 +8,17 @@ phrasings written apart). Some training prompts are for development: their pairs
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError
+from popi_edge.files import whole_file
 from popi_training.corpus import FOLDER, WIDE, Corpus, load
 
 FILE = FOLDER / "splits.json"
@@ -105,7 +108,14 @@ def _unknown(split: Splits, corpus: Corpus) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    FILE.write_text(json.dumps(make(load()), indent=1) + "\n", "utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    try:
+        made = json.dumps(make(load()), indent=1) + "\n"
+        with whole_file(FILE) as out:
+            out.write(made.encode("utf-8"))
+    except (ConfigError, OSError) as e:
+        sys.exit(f"splits: {e}")
     print(f"{FILE.name}: {len(read().combinations)} combinations, {len(read().dev_prompts)} development prompts")
 
 

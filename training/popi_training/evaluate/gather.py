@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -71,16 +72,20 @@ def _contrast(found: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) < 3 or not all("=" in word for word in sys.argv[2:]):
-        sys.exit((__doc__ or "").strip())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("results", nargs="+", metavar="NAME=RESULT.json")
+    options = parser.parse_args()
     try:
-        if len({word.partition("=")[0] for word in sys.argv[2:]}) < len(sys.argv[2:]):
+        if odd := next((word for word in options.results if "=" not in word), None):
+            raise ConfigError(f"{odd!r:.80} names no result; give NAME=RESULT.json")
+        if len({word.partition("=")[0] for word in options.results}) < len(options.results):
             raise ConfigError("two results have one name")
-        table = gathered(dict(map(read, sys.argv[2:])))
-        write_whole(Path(sys.argv[1]), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        print(markdown(table))
+        table = gathered(dict(map(read, options.results)))
+        write_whole(options.out, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     except (PopiError, OSError) as e:
         sys.exit(f"gather: {e}")
+    print(markdown(table))
 
 
 if __name__ == "__main__":
