@@ -32,3 +32,40 @@ def test_help_and_an_unknown_word_do_nothing_else(
     assert capsys.readouterr().out.startswith("usage: ")
     assert left(name, ["--hepl"], monkeypatch) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", ["-1", "0"])
+@pytest.mark.parametrize(
+    ("name", "words", "option"),
+    [
+        ("behaviour", ["out"], "--rows"), ("follow", ["out"], "--pairs"), ("readings", ["out"], "--users"),
+        ("parity", ["run", "popi-smol", "out"], "--users"), ("show", ["file"], "--users"),
+    ],
+)  # fmt: skip
+def test_less_than_one_is_refused_before_anything_is_written(
+    name: str, words: list[str], option: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        (tmp_path / word).write_text("old")
+    assert left(name, [*words, option, number], monkeypatch) == f"{name}: {option} is {number}; it must be at least 1"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(words, "old")
+
+
+@pytest.mark.parametrize("text", ["", "3", "{}", '{"a":', "[]"])
+def test_a_file_in_which_nobody_is_found_is_not_shown_as_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "people.json").write_text(text)
+    said = left("show", [str(tmp_path / "people.json")], monkeypatch)
+    assert said == f"show: {tmp_path / 'people.json'}: nobody with a signal in it"
+
+
+def test_a_list_without_a_look_alike_does_not_replace_the_table_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.json").write_text("{}")
+    (tmp_path / "out.json").write_text("old")
+    words = ["--confusables", str(tmp_path / "in.json"), "--out", str(tmp_path / "out.json")]
+    assert "there is no character in it" in str(left("homoglyphs", words, monkeypatch))
+    assert (tmp_path / "out.json").read_text() == "old"

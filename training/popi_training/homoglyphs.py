@@ -94,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         confusable = json.loads(options.confusables.read_text("utf-8"))
+        if not confusable:
+            raise ValueError("there is no character in it")
         made = {"version": 1, "from": FROM + unicodedata.unidata_version + "."} | {"letters": table(confusable)}
         with whole_file(options.out) as file:
             file.write((json.dumps(made, ensure_ascii=False, indent=0) + "\n").encode())

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from popi_edge.config import load
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_edge.importers import read
 from popi_edge.importers.jsonl import LineError, Skipped
 from popi_edge.signals import Signal
@@ -44,8 +44,11 @@ def main() -> None:
     parser.add_argument("--engine", choices=["onnx", "llama_cpp"], default="onnx")
     args = parser.parse_args()
     try:
+        if args.users < 1:
+            raise ConfigError(f"--users is {args.users}; it must be at least 1")
+        if not (everyone := users_of(args.file)):
+            raise ConfigError(f"{args.file}: nobody with a signal in it")
         pair = open_pair(None, args.engine, load())
-        everyone = users_of(args.file)
         for name in random.Random(args.seed).sample(sorted(everyone), min(args.users, len(everyone))):
             made = pair.infer(everyone[name])
             print(f"{name} [{made.status}, {made.tokens} tokens]: {made.text or made.reason}")
