@@ -27,6 +27,7 @@ from bench._tamper import SIGNATURE, UNREAD, Material, Way, clear, copy
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS, zipped
 from bench.common import at_least, base, options, show
+from popi_edge.cli.common import launch
 from popi_edge.config import Settings
 from popi_edge.errors import ModelError
 from popi_edge.models import archive, signing
@@ -210,4 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

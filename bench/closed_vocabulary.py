@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import PopiError
 from popi_edge.vocabulary import Lexicon
 from popi_training import corpus as corpora
@@ -128,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

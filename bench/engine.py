@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.common import base, child, median, options, show
+from popi_edge.cli.common import launch
 
 TOKENS = 1_024
 DECODE = 64
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench.common import at_least, base, median, options, show
+from popi_edge.cli.common import launch
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -32,6 +32,7 @@ from bench._tamper import Material
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS
 from bench.common import at_least, options, show
+from popi_edge.cli.common import launch
 from popi_edge.config import Settings
 from popi_edge.errors import PopiError
 from popi_edge.models import bundle as bundles
@@ -295,4 +296,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

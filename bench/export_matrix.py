@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from popi_edge.cli.common import launch
 from popi_edge.files import whole_file
 from tests import tiny_hf
 
@@ -141,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

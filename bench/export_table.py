@@ -33,6 +33,7 @@ import numpy as np
 
 import popi_edge
 from bench.common import at_least, base
+from popi_edge.cli.common import launch
 from popi_edge.errors import PopiError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256
@@ -302,4 +303,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

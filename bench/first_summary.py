@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.common import base, child, median, options, show, signals
 from popi_edge import Popi, prompts
+from popi_edge.cli.common import launch
 from popi_edge.models.bases import BASES, remember, stored
 
 PEER = """
@@ -73,4 +74,4 @@ def measure(engine: str, runs: int, home: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

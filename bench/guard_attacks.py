@@ -22,6 +22,7 @@ from bench import attack_later
 from bench.attack_beyond import BEYOND
 from bench.attack_secrets import Secret, digits, letters, ordinary
 from bench.attack_styles import SIGNS, WORDS, Style
+from popi_edge.cli.common import launch
 from popi_edge.guard import SignalText, check
 from popi_edge.vocabulary import Lexicon
 from popi_training import corpus, users
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from popi_edge.cli.common import launch
 from popi_edge.guard import SignalText, check
 from popi_edge.guard.index import SignalIndex
 from popi_edge.vocabulary import Lexicon
@@ -147,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -25,6 +25,7 @@ from typing import Any
 
 from bench.pii_secrets import AROUND, BARE, ID_SAID, LOOKALIKES, PHONE_SAID, SAID
 from bench.pii_values import BBAN, NATIONAL, PHONES, iban
+from popi_edge.cli.common import launch
 from popi_edge.guard import check
 from popi_edge.guard.finding import Finding
 from popi_edge.guard.structured import structured
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.common import child, options, show
 from bench.guard_false_alarms import people
+from popi_edge.cli.common import launch
 from popi_edge.guard import SignalText, check
 from popi_edge.guard.index import SignalIndex
 from popi_edge.vocabulary import Lexicon
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config, prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.injection import commands
 from popi_edge.signals import Post, Signal
@@ -165,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.common import base, options, show, signals
 from popi_edge import prompts
+from popi_edge.cli.common import launch
 from popi_edge.engines import open_engine
 from popi_edge.engines.base import Constraint, Engine
 from popi_edge.summarize import inference_prompt
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -25,6 +25,7 @@ import numpy as np
 
 from bench.common import at_least, show
 from bench.onnx_javascript import TEXT, Arrays, adapter_arrays, alike, beside, in_python, read_ids
+from popi_edge.cli.common import launch
 
 RUNTIMES = {"wasm": "onnxruntime-web", "webgpu": "onnxruntime-web", "transformers": "@huggingface/transformers"}
 """What a page runs → the npm package that it is in."""
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

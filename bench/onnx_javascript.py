@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bench.common import at_least, show
+from popi_edge.cli.common import launch
 from popi_edge.engines.adapter import fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_graph import GROUPS
 from popi_edge.engines.onnx_shape import Shape
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

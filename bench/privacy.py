@@ -24,6 +24,7 @@ from typing import Any
 from bench import privacy_measured, privacy_network, privacy_pupa
 from bench.common import at_least
 from bench.privacy_canaries import PLACES
+from popi_edge.cli.common import launch
 from popi_edge.errors import PopiError
 from popi_training.evaluate.journal import write_json, write_whole
 
@@ -227,4 +228,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -8,6 +8,7 @@ import sys
 import time
 
 from bench.common import options, show
+from popi_edge.cli.common import launch
 
 LIMIT_MS = 100.0
 HEAVY = ("torch", "onnxruntime", "llama_cpp", "transformers", "numpy", "tokenizers", "httpx2", "keyring")
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

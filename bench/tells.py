@@ -26,6 +26,7 @@ import numpy as np
 from bench.tells_attribute import attributes, couple, most, trained
 from bench.tells_linkage import described, linkage, ranks, scored, table, weights
 from bench.tells_personas import ATTRIBUTES
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import attacker, probe
 from popi_training.evaluate.journal import write_json
@@ -215,4 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popi_edge import config, prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.guard import check
 from popi_edge.models.tokenizer import Tokenizer
@@ -328,4 +329,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -24,6 +24,7 @@ import numpy as np
 
 from bench.common import base
 from popi_edge import prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
@@ -173,4 +174,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.engines.base import open_engine
 from popi_edge.errors import ConfigError, PopiError
@@ -194,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -27,6 +27,7 @@ from typing import Any
 from bench.common import program_digest
 from bench.tells_personas import Drawer, Person, line, read
 from popi_edge import config, prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import PopiError
 from popi_edge.signals import Signal
 from popi_edge.summarize import inference_prompt
@@ -151,4 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -37,6 +37,7 @@ import torch
 
 from bench._step import PARTS, Counts, Job
 from bench.common import base, child, median, options, show
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, EngineError, PopiError
 from popi_edge.models.gguf import Gguf
 
@@ -193,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

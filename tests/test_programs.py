@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from popi_edge.cli import common
 from popi_training import corpus_page, splits
 
 SMALL = ("bagofwords", "blind", "corpus", "corpus_page", "evaluate.gather", "splits")
@@ -69,3 +72,23 @@ def test_a_list_without_a_look_alike_does_not_replace_the_table_that_is_there(
     words = ["--confusables", str(tmp_path / "in.json"), "--out", str(tmp_path / "out.json")]
     assert "there is no character in it" in str(left("homoglyphs", words, monkeypatch))
     assert (tmp_path / "out.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["popi_training.corpus", "popi_training.compare --help", "bench.engine --help"])
+def test_nobody_who_reads_on_is_no_traceback(words: str, unbuffered: str) -> None:
+    paths = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": unbuffered}
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", *words.split()]
+    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) in {(1, b""), (0, b"")}
+
+
+def test_a_program_ends_with_what_it_returns() -> None:
+    for code in (None, 0, 3):
+        with pytest.raises(SystemExit) as end:
+            common.launch(lambda code=code: code)
+        assert end.value.code == code

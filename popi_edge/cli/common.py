@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -55,6 +56,20 @@ class App:
     def note(self, text: str) -> None:
         """A line of progress, to stderr."""
         click.echo(text, err=True)
+
+
+def launch(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program and exit with what it returns; with 1 and without a word where nobody reads its output any more, as
+    behind ``| head``."""
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        sys.exit(1)
+    sys.exit(code)
 
 
 def at_terminal() -> bool:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.corpus import Corpus, Pair, load, words
 from popi_training.evaluate.metrics import interval, wins
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
@@ -141,4 +142,4 @@ def _line(part: str, user: User, text: str, status: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -20,6 +20,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.corpus import FOLDER, Corpus, lines, load
 
@@ -171,4 +172,4 @@ def _score(corpus: Corpus, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

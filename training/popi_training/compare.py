@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.evaluate.metrics import Choice, Outcome, difference, mean
 from popi_training.runfolder import json_lines
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

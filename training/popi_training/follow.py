@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config, prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.corpus import Corpus, Pair, load
 from popi_training.evaluate.journal import write_whole
@@ -137,4 +138,4 @@ def _write(out: Path, model: Model, corpus: Corpus, rows: list[dict[str, Any]]) 
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from popi_edge.cli.common import launch
 from popi_edge.files import whole_file
 
 LATIN = re.compile(
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

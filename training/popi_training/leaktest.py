@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.engines.base import Engine
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import attacker, testsets
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

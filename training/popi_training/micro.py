@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from popi_edge import prompts
+from popi_edge.cli.common import launch
 from popi_edge.signals import Post, Signal, Statement
 from popi_training.pack import Sample, pack
 from popi_training.recipe import Scratch
@@ -173,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.bundle import open_bundle
 from popi_training import base, recipe, train
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

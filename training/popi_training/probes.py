@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import markers as m
 from popi_training.corpus import Corpus, Pair, load
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

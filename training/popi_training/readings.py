@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.signals import Comparison, Conversation, Edit, Rating, Signal
 from popi_training.behaviour import summaries, users
@@ -104,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

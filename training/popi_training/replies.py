@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config, prompts
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.generators import IN_PROCESS, Request
 from popi_edge.generators.local import NO_REPEAT, LocalGenerator
@@ -299,4 +300,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

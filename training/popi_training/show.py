@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from popi_edge.cli.common import launch
 from popi_edge.config import load
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.importers import read
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError
 from popi_edge.files import whole_file
 from popi_training.corpus import FOLDER, WIDE, Corpus, load
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

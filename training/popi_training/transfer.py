@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.bases import DEFAULT
 from popi_training.cli import Meter
@@ -234,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.evaluate.journal import write_whole
 
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
