@@ -24,7 +24,16 @@ from typing import Any
 import numpy as np
 
 from bench.common import at_least, show
-from bench.onnx_javascript import TEXT, Arrays, adapter_arrays, alike, beside, in_python, read_ids
+from bench.onnx_javascript import (
+    TEXT,
+    Arrays,
+    adapter_arrays,
+    alike,
+    beside,
+    in_python,
+    read_ids,
+    refuse_missing,
+)
 from popi_edge.cli.common import launch
 
 RUNTIMES = {"wasm": "onnxruntime-web", "webgpu": "onnxruntime-web", "transformers": "@huggingface/transformers"}
@@ -198,6 +207,7 @@ def main() -> None:
     parser.add_argument("--steps", type=at_least(1), default=24)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    refuse_missing(parser, args.model)
     adapter = adapter_arrays(*args.adapter) if args.adapter else {}
     result = compare(args.model, args.modules, TEXT, args.steps, adapter, args.runtimes)
     if (browser := chromium()) is not None:

@@ -45,6 +45,13 @@ def read_ids(model: Path, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def refuse_missing(parser: argparse.ArgumentParser, model: Path) -> None:
+    """Wrong usage where the model or the tokenizer beside it is no file."""
+    for path in (model, model.with_name("tokenizer.json")):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+
+
 def missing(runtime: str, modules: Path) -> str | None:
     """Why a runtime cannot be tried, or None."""
     if shutil.which("node") is None:
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=at_least(1), default=24)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    refuse_missing(parser, args.model)
     adapter = adapter_arrays(*args.adapter) if args.adapter else {}
     result = compare(args.model, args.modules, TEXT, args.steps, adapter)
     result["model"] = args.model.name + (f" with {args.adapter[0].name}" if args.adapter else "")
