@@ -363,7 +363,9 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     assert "holds no evaluation" in refused(run, "--eval", tmp_path)
     assert "cannot read" in refused(run, "--before", tmp_path / "none")
-    assert "cannot write to" in refused(run, "--out", run / "run.json")
+    (run / "link").symlink_to("nowhere")
+    for name in ("run.json", "link"):
+        assert f"cannot write to {run / name}: it is no folder" in refused(run, "--out", run / name)
 
 
 def test_an_earlier_report_is_replaced_only_by_force_and_other_files_never(tmp_path: Path) -> None:

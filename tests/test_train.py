@@ -395,6 +395,13 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_said_to_be_that(place: Path, p
     assert {p.name for p in out.iterdir()} <= {train.RECIPE, train.LOCK} and not (place / "nowhere").exists()
 
 
+def test_a_file_or_a_link_to_nowhere_is_no_folder_to_train_in(place: Path, popi: Popi) -> None:
+    (place / "link").symlink_to("nowhere")
+    for name in ("recipe.toml", "link"):
+        refused(popi("train", place / "recipe.toml", "--out", place / name), f"{place / name}: it is no folder")
+    assert not (place / "nowhere").exists()
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(place: Path, made: Path) -> None:
     (place / "whole" / train.CHECKPOINT).unlink()
     go_on(place / "recipe.toml", place / "whole")

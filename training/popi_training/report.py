@@ -222,5 +222,6 @@ def write(out: Mapping[str, bytes], folder: Path) -> list[Path]:
             if _ours(folder / name):
                 (folder / name).unlink()
     except OSError as e:
-        raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
+        why = "it is no folder" if isinstance(e, FileExistsError) else e.strerror
+        raise StoreError(f"cannot write to {folder}: {why}") from None
     return [folder / name for name in out]

@@ -273,7 +273,8 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
         with _alone(trainer.team, folder):
             _train(trainer, folder, min(until, trainer.recipe.train.steps), minutes, tell, workers)
     except OSError as e:
-        raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
+        why = "it is no folder" if isinstance(e, FileExistsError) else e.strerror
+        raise StoreError(f"cannot write to {folder}: {why}") from None
     except torch.OutOfMemoryError:
         raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
     return trainer.over()
