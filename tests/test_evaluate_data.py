@@ -174,6 +174,11 @@ def test_files_and_options_that_make_no_sense(tmp_path: Path) -> None:
             load(path, **options)
 
 
+def test_more_rows_of_the_corpus_than_could_be_drawn_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="limit is 100001; of our own corpus at most 100,000 rows"):
+        load(tmp_path, "corpus", limit=100_001)
+
+
 # OneStopEnglish: levels --------------------------------------------------------------------------------------
 EASY = "the dog ran to the old house and sat by the door"
 HARD = "a canine sprinted towards its decrepit residence, settling beside the entrance"

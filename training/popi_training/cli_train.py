@@ -53,7 +53,7 @@ def trainer_module() -> Any:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to train (default: cpu).")
 @click.option("--workers", type=click.IntRange(0, 64), default=0, help="Processes that make batches ahead.")
 @click.option(
-    "--finish", type=click.IntRange(min=2), metavar="N",
+    "--finish", type=click.IntRange(2, 100_000), metavar="N",
     help="At the recipe's end also write bundle, table (N rows of held-out prompts; N people of the world) and report.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Train nothing: say what it would be trained on.")

@@ -29,7 +29,7 @@ from popi_training.users import KINDS, Material, Mix, User, Want, draw, mirror
 from popi_training.warm import FOLLOW, read_follow
 
 SETS = ("prompts", "phrasings", "users", "combinations", "dimensions")
-DEFAULT_ROWS = 200
+DEFAULT_ROWS, MOST_ROWS = 200, 100_000
 MIX = Mix(noise=0.05, silent=0.0, change=0.0, cancel=0.0)
 SAID = {"statement": 0.4, "post": 0.25, "profile": 0.2, "conversation": 0.15}
 

@@ -110,8 +110,10 @@ def load(
     if format != "corpus" and part not in ("", PROMPTS):
         raise ConfigError(f"set is {part!r:.60}, but only our corpus has sets, not {format}")
     if format == "corpus":
-        from popi_training.testsets import DEFAULT_ROWS, build
+        from popi_training.testsets import DEFAULT_ROWS, MOST_ROWS, build
 
+        if limit is not None and limit > MOST_ROWS:
+            raise ConfigError(f"limit is {limit}; of our own corpus at most {MOST_ROWS:,} rows are drawn")
         rows, digest = build(path, part, limit or DEFAULT_ROWS, seed)
         return Dataset(tuple(rows), {}, digest, f"corpus:{part}", ("one", "other"))
     text, digest = _read(path)
