@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.files import whole_file
 from popi_training import recipe as recipes
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from popi_edge.cli.common import launch
 from popi_edge.signals import Signal
 from popi_training.evaluate.metrics import interval, wins
 from popi_training.people import Target
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

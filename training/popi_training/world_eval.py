@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from popi_edge import config
+from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training import recipe as recipes
 from popi_training import train, world
@@ -201,4 +202,4 @@ def text(table: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from popi_edge.cli.common import launch
 from popi_edge.errors import PopiError
 from popi_training import world
 from popi_training.evaluate.metrics import entry
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
