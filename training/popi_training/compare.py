@@ -22,15 +22,13 @@ import numpy as np
 from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_training.evaluate.metrics import Choice, Outcome, difference, mean
-from popi_training.runfolder import json_lines
+from popi_training.runfolder import is_number, json_lines
 
 COMPARED = (
     ("summary", "summary"), ("oracle_summary", "summary"), ("raw", "summary"), ("oracle_summary", "oracle_summary"),
     ("raw", "raw"), ("shuffled_summary", "shuffled_summary"),
 )  # fmt: skip
 """(condition of BEFORE, condition of AFTER)."""
-LARGEST = 1e300
-"""No margin is as large."""
 Listing = Mapping[str, Mapping[str, Any]]
 
 
@@ -54,16 +52,12 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def _odd(line: Mapping[str, Any]) -> str:
     """Which figure of a line is none; empty where all are as a listing has them."""
     for condition, both in line["margins"].items():
-        if not (isinstance(both, list) and len(both) == 2 and all(map(_finite, both))):
+        if not (isinstance(both, list) and len(both) == 2 and all(map(is_number, both))):
             return f"the margins of {condition!r:.40} are not two numbers"
     right = line.get("right", {})
-    if not isinstance(right, dict) or not all(_finite(v) and 0 <= v <= 1 for v in right.values()):
+    if not isinstance(right, dict) or not all(is_number(v) and 0 <= v <= 1 for v in right.values()):
         return "right must be an object of shares"
     return ""
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def outcome(listing: Listing, rows: Sequence[str], condition: str) -> Outcome | None:

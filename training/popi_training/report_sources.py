@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge.errors import ConfigError
-from popi_training.runfolder import METRICS, RECIPE, RUN, json_lines, metric_lines
+from popi_training.runfolder import LARGEST, METRICS, RECIPE, RUN, is_number, json_lines, metric_lines
 
 RESULT, LISTING, BEFORE = "result.json", "summaries.jsonl", "before.jsonl"
 SHARES = ("accuracy", "low", "high", "contrast", "contrast_low", "contrast_high")
-LARGEST = 1e300
-"""What is not smaller cannot be drawn."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ def read_evaluation(folder: Path, title: str) -> Evaluation:
 def _number(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+    if not is_number(value):
         raise ValueError(f"{value!r:.40} is not a number")
     return float(value)
 

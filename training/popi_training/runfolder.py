@@ -13,6 +13,13 @@ METRICS, CHECKPOINT, BEST, RUN, RECIPE = "metrics.jsonl", "checkpoint.pt", "best
 BOARD, LOCK = "tensorboard", ".lock"
 UNCOMPARED = ("seconds",)
 """Fields of a metrics line that a replay need not repeat bit for bit."""
+LARGEST = 1e300
+"""What is not smaller can neither be drawn nor reckoned with."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number, and neither NaN nor infinity nor a whole number that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
