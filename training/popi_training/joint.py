@@ -16,6 +16,8 @@ the recipe and the step's number alone.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import itertools
 import math
 import random
@@ -92,8 +94,14 @@ class Joint(Trainer):
                 last = j.taught if group["role"] == "generate" else j.warm
                 group["lr"] = j.lr_warm * up * (1 - 0.99 * min(1.0, self.step / last))
             else:
-                moves = [s for s in range(j.warm, self.recipe.train.steps) if group["role"] in self.moving(s)]
-                group["lr"] = self.rate(sum(s < self.step for s in moves), len(moves), group["base_lr"])
+                moves = self.moves[group["role"]]
+                group["lr"] = self.rate(bisect.bisect_left(moves, self.step), len(moves), group["base_lr"])
+
+    @functools.cached_property
+    def moves(self) -> dict[str, list[int]]:
+        """Role → the steps after the warm start (from 0) at which it moves."""
+        steps = range(self.recipe.joint.warm, self.recipe.train.steps)
+        return {role: [s for s in steps if role in self.moving(s)] for role in ("infer", "generate")}
 
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""

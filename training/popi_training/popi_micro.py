@@ -102,7 +102,7 @@ def _stirred(person: Person) -> Person:
             rng.shuffle(some)
         return " ".join(some)
 
-    def judged(signal: Signal) -> Signal:
+    def stirred(signal: Signal) -> Signal:
         match signal:
             case Comparison(chosen=c, rejected=r):
                 return replace(signal, chosen=stir(c), rejected=stir(r))
@@ -111,7 +111,7 @@ def _stirred(person: Person) -> Person:
         return signal
 
     targets = tuple(replace(t, chosen=stir(t.chosen), rejected=stir(t.rejected)) for t in person.targets)
-    return replace(person, signals=tuple(map(judged, person.signals)), targets=targets)
+    return replace(person, signals=tuple(map(stirred, person.signals)), targets=targets)
 
 
 def _upto(person: Person, dense: bool) -> list[Person]:

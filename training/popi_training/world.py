@@ -56,8 +56,6 @@ Asked = tuple[int, int]
 Values = NDArray[np.float64]
 WORLD: Mapping[str, Any] = json.loads(files("popi_training").joinpath("world.json").read_text("utf-8"))
 ATTRIBUTES: tuple[str, ...] = tuple(WORLD["attributes"])
-POLES = {a: tuple(p["summary"][0] for p in poles) for a, poles in WORLD["attributes"].items()}
-"""Attribute → its two poles, each called by its first summary word."""
 APART = tuple((ATTRIBUTES.index(a), ATTRIBUTES.index(b)) for a, b in WORLD["apart"])
 SEEDS = {"train": "train", "dev": "dev", **{p: f"test:{p}" for p in ("users", "combinations", "phrasings")}}
 """Part → how its users' names begin; the whole name is the seed, so that no two parts share one."""
@@ -228,9 +226,7 @@ class Bayes:
         means = (posteriors @ self.types).round(9)
         degrees = (np.sign(means) * np.digitize(abs(means), DEGREES)).astype(int).tolist()
         order = np.argsort(-abs(means), axis=1, kind="stable").tolist()
-        return [
-            tuple((a, each[a]) for a in some if each[a]) for some, each in zip(order, degrees, strict=True)
-        ]
+        return [tuple((a, each[a]) for a in some if each[a]) for some, each in zip(order, degrees, strict=True)]
 
 
 @functools.cache

@@ -51,7 +51,7 @@ def measure(part: str, count: int, users: int) -> dict[str, Any]:
     world, rows = bayes(), []
     people = [draw(str(i), part, count) for i in range(users)]
     own = [world.posterior(p.signals, part) for p, _ in people]
-    best = [w for k in range(0, users, 500) for w in world.summaries(np.array(own[k : k + 500]))]
+    best = world.summaries(np.array(own))
     for (person, theta), posterior, wants in zip(people, own, best, strict=True):
         everybody = world.posterior(person.signals, "any")
         for t in person.targets:

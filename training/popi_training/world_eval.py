@@ -88,7 +88,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     both = [*own, *(world.opposite(p) for p in own)]
     law = world.bayes()
     posterior = [law.posterior(p.signals, part) for p in own]
-    best = [w for k in range(0, users, 500) for w in law.summaries(np.array(posterior[k : k + 500]))]
+    best = law.summaries(np.array(posterior))
     summary, warm = written(trainer, both, "infer"), written(trainer, both, "start")
     said: dict[str, list[str]] = {
         "none": [""] * 2 * users,
