@@ -437,6 +437,15 @@ def test_bad_input_is_one_line(tmp_path: Path, command: Callable[..., Any], args
         assert isinstance(done.exception, PopiError) and "\n" not in str(done.exception)
 
 
+def test_a_second_table_of_rows_without_a_profile_is_refused_before_a_model_is_opened(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "open_pair", lambda *_: pytest.fail("a model was opened"))
+    dataset(tmp_path, [{**row(n, p), "profile": None} for n in range(4) for p in (WARM, COLD)])
+    done = command("--data", str(tmp_path / "rows.json"), "--format", "alignx", "--profile")
+    assert isinstance(done.exception, ConfigError) and "rows.json: no row has a profile" in str(done.exception)
+
+
 def test_an_engine_that_fails_loses_nothing(tmp_path: Path) -> None:
     class Failing(Toy):
         def score(self, *args: Any, **options: Any) -> list[Score]:

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from popi_edge.cli.common import App, common
+from popi_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from popi_training.evaluate.choice import Chooser
@@ -144,6 +145,8 @@ def evaluate(
         raise click.UsageError("--generator-model and --generator-key-env need --generator")
     chooser = choice.open_chooser(generator, generator_model, generator_key_env) if generator is not None else None
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
+    if profile and not any(r.profile for r in rows.rows):
+        raise ConfigError(f"{data}: no row has a profile, so --profile adds no table")
     with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
         result, listing = _evaluated(app, rows, opened, engine, seed, profile, out, chooser, without)
     result |= {"half": half, "limit": limit}

@@ -279,7 +279,7 @@ def evaluate(
     """
     rows = data.rows
     donors = draw_donors(rows, seed)
-    kinds = (False, True) if profile and any(r.profile for r in rows) else (False,)
+    kinds = (False, True) if profile else (False,)
     summaries = {kind: summarize_all(rows, pair, journal, profile=kind, advance=advance) for kind in kinds}
     plain: dict[bool, list[str]] = {kind: [] for kind in kinds}
     if pair.untrained is not None and "untrained_summary" not in without:
