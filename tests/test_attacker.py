@@ -88,6 +88,33 @@ def test_the_right_person_never_wins_where_two_are_the_same() -> None:
     assert found["accuracy"] == found["low"] == found["high"] == 0.5 and set(found["feature"].values()) == {0.5}
 
 
+def test_both_of_a_couple_are_one_observation_of_the_interval() -> None:
+    couples = [pair for k in range(4) for pair in ((f"a{k}", f"b{k}"), (f"b{k}", f"a{k}"))]
+    low, high = attacker.over_people(np.array([1.0, 1, 1, 1, 0, 0, 1, 1]), couples) or (0, 0)
+    # Off the mean by ½, ½, −1½ and ½ a couple: 3/8², times 4/3, is ¼².
+    assert (low, high) == (pytest.approx(0.75 - 1.96 / 4), 1.0)
+    assert attacker.over_people(np.array([1.0, 0] * 4), couples) == (0.5, 0.5)  # whatever a couple says, it is one half
+    assert attacker.over_people(np.array([1.0, 1]), couples[:2]) is None
+
+
+@pytest.mark.parametrize("group", [2, 8, 60])
+def test_the_interval_is_as_wide_as_the_mean_varies(group: int) -> None:
+    """Of 60 people in groups of so many; how well each is told, and mistaken for others, is the same in all pairs."""
+    lines = [Line(f"u{i}", f"want {i // group}", (), "") for i in range(60)]
+    asked = attacker.pairings(lines, {x.user for x in lines}, random.Random(0), same_wants=True)
+    pairs = [(a.user, b.user) for a, b in asked]
+    ends = np.array([[int(u[1:]) for u in pair] for pair in pairs])
+    rng, means, widths = np.random.default_rng(1), [], []
+    for _ in range(400):
+        told, mistaken, couple = rng.normal(size=(3, 60))
+        shared = couple[ends.min(1)] * (group == 2)  # of both ways to ask about a couple
+        right = (told[ends[:, 0]] - mistaken[ends[:, 1]] + 2 * shared + rng.normal(size=len(ends)) > 0).astype(float)
+        low, high = attacker.over_people(right, pairs) or (0, 0)
+        means.append(right.mean())
+        widths.append((high - low) / 3.92)
+    assert np.mean(widths) == pytest.approx(np.std(means), rel=0.1)
+
+
 def test_the_same_seed_gives_the_same_attack() -> None:
     lines = world(3, honest)
     assert attack(lines, 4) == attack(lines, 4) != attack(lines, 5)

@@ -19,7 +19,7 @@ import math
 import random
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ from popi_edge.guard import folding, patterns, spec
 from popi_edge.guard.overlap import common_runs
 from popi_edge.vocabulary import MARKS, Lexicon
 from popi_training import corpus
-from popi_training.evaluate.metrics import interval, wins
+from popi_training.evaluate.metrics import Values, wins
 
 Matrix = NDArray[np.float64]
 FEATURES = ("cosine", "nearest", "rare_words", "rarest", "pairs_of_words", "runs_of_three", "letters")
@@ -180,10 +180,30 @@ def _differences(pairs: Sequence[tuple[Line, Line]], likeness: Likeness) -> Matr
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
 
 
+def over_people(right: Values, pairs: Sequence[tuple[str, str]]) -> tuple[float, float] | None:
+    """95% normal interval of the mean of ``right`` [n] over pairs of people; None below three people.
+
+    Rows are kin where they share a person in either role, as both of a couple do: the variance is Σ eᵢeⱼ/n² over kin
+    rows (Fafchamps and Gubert, 2007), times people/(people − 2), which is couples/(couples − 1) of couples alone.
+    """
+    person: dict[str, float] = defaultdict(float)
+    both: dict[frozenset[str], float] = defaultdict(float)
+    for off, pair in zip(right - right.mean(), pairs, strict=True):
+        both[frozenset(pair)] += off
+        for one in pair:
+            person[one] += off
+    people = len(person)
+    if people < 3:
+        return None
+    kin = sum(v * v for v in person.values()) - sum(v * v for v in both.values())  # else whole pairs would count twice
+    half = 1.96 * math.sqrt(max(0.0, kin) * people / (people - 2)) / len(right)
+    return max(0.0, float(right.mean()) - half), min(1.0, float(right.mean()) + half)
+
+
 def guess(lines: Sequence[Line], seed: int = 0, *, same_wants: bool = False) -> dict[str, Any]:
     """How often the attacker is right about the half of the people it did not learn from: ``accuracy`` with its 95%
-    interval over people (``low``, ``high``), ``pairs``, ``people``, the ``weights`` by feature, and by ``feature`` the
-    accuracy of each alone, which nothing was learned for. Ties count ½.
+    interval ``over_people`` (``low``, ``high``), ``pairs``, ``people``, the ``weights`` by feature, and by ``feature``
+    the accuracy of each alone, which nothing was learned for. Ties count ½.
 
     Raises ConfigError where there are too few people to learn from or to ask about, or where with ``same_wants``
     somebody has two different wants, and so would be in both halves.
@@ -205,10 +225,11 @@ def guess(lines: Sequence[Line], seed: int = 0, *, same_wants: bool = False) -> 
     scale[scale == 0] = 1
     w = fit(seen / scale)
     # Rounded, so that two people with the very same likeness tie on every machine.
-    right, people = wins(np.round(new / scale @ w, 9)), [line.user for line, _ in asked]
-    low, high = interval(right, people, seed=seed) or (None, None)
+    right = wins(np.round(new / scale @ w, 9))
+    low, high = over_people(right, [(line.user, other.user) for line, other in asked]) or (None, None)
     return {
-        "accuracy": float(right.mean()), "low": low, "high": high, "pairs": len(asked), "people": len(set(people)),
+        "accuracy": float(right.mean()), "low": low, "high": high, "pairs": len(asked),
+        "people": len({line.user for line, _ in asked}),
         "weights": dict(zip(FEATURES, map(float, w), strict=True)),
         "feature": {f: float(wins(np.round(new[:, k], 9)).mean()) for k, f in enumerate(FEATURES)},
     }  # fmt: skip
