@@ -1,4 +1,7 @@
-"""An engine against bare llama.cpp (llama_cpp.Llama): the same 1,024 tokens of prefill and 64 of decode, one run."""
+"""An engine against bare llama.cpp (llama_cpp.Llama): the same 1,024 tokens of prefill and 64 of decode, one run.
+
+``load_s`` is from the first line of a fresh Python until the model is open, imports among it, on both sides.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ from popi_edge.cli.common import launch
 TOKENS = 1_024
 DECODE = 64
 OURS = """
-import time
+import time; start = time.perf_counter()
 from pathlib import Path
 from popi_edge.engines.base import open_engine
-start = time.perf_counter()
 e = open_engine(sys.argv[3], Path(sys.argv[2]), threads=2)
 load = time.perf_counter() - start
 ids = [int(i) for i in sys.argv[4].split(',')]
@@ -25,8 +27,8 @@ decode = 64 / (time.perf_counter() - start)
 result = {'load_s': load, 'prefill': prefill, 'decode': decode}
 """
 PEER = """
-import time, llama_cpp
-start = time.perf_counter()
+import time; start = time.perf_counter()
+import llama_cpp
 m = llama_cpp.Llama(sys.argv[2], n_ctx=4096, n_threads=2, n_threads_batch=2, verbose=False)
 load = time.perf_counter() - start
 ids = [int(i) for i in sys.argv[4].split(',')]
