@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench import engine
+from bench import engine, mask_speed
 from bench.common import child
+from popi_edge.engines import open_engine
 
 SLOW = """
 import sys, time
@@ -26,3 +27,18 @@ def test_the_load_time_has_the_imports_on_both_sides(code: str, tiny: tuple[Path
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     found = child(code, str(tiny[0]), "llama_cpp", ",".join(str(100 + i) for i in range(80)), PYTHONPATH=paths)
     assert found["load_s"] > 1 and found["wall_s"] > found["load_s"] and found["prefill"] > 0
+
+
+def test_with_the_mask_and_without_begin_in_turn(tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    def decode(engine: Any, prompt: Any, constraint: Any, seed: int) -> tuple[float, int]:
+        asked.append((constraint is not None, seed))
+        return 0.1, 20
+
+    monkeypatch.setattr(mask_speed, "decode", decode)
+    running = open_engine("onnx", tiny[0], threads=1)
+    found = mask_speed.measure(running, 3)
+    running.close()
+    assert asked[2:] == [(True, 1), (False, 1), (False, 2), (True, 2), (True, 3), (False, 3)]  # behind two to warm up
+    assert found["summaries"] == {"with": 3, "without": 3} and found["cost"] == 0
