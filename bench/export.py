@@ -193,6 +193,8 @@ def main() -> None:
     args = parser.parse_args()
     if set(args.peer.split(",")) - {"gguf", "onnx"}:
         parser.error(f"--peer is {args.peer!r:.60}; it names gguf, onnx or both")
+    if args.python is not None and shutil.which(args.python) is None:
+        parser.error(f"--python: {args.python} is no program")
     with tempfile.TemporaryDirectory(prefix="popi-export-bench-") as name:
         work = Path(name)
         made = subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from bench.export import "

@@ -135,3 +135,19 @@ def test_a_peer_that_there_is_not_is_wrong_usage(
     with pytest.raises(SystemExit) as refused:
         export.main()
     assert refused.value.code == 2 and "it names gguf, onnx or both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["nothing", "a folder", "a text"])
+def test_a_python_that_is_no_program_is_wrong_usage(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "python"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a text":
+        path.write_text("print(1)")
+    monkeypatch.setattr(export.subprocess, "run", lambda *_, **__: pytest.fail("it was begun"))
+    monkeypatch.setattr(sys, "argv", ["export", "--python", str(path)])
+    with pytest.raises(SystemExit) as refused:
+        export.main()
+    assert refused.value.code == 2 and f"--python: {path} is no program" in capsys.readouterr().err
