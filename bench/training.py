@@ -167,6 +167,8 @@ def job_of(args: argparse.Namespace, model: Path) -> Job:
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything asked for. ``folder``: where a tiny model is written. Raises PopiError."""
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"there is no device {args.device} here")
     model = base() if args.model == "smollm2" else folder / "tiny.gguf"
     if args.model == "tiny":
         from tests import tiny

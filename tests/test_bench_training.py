@@ -129,6 +129,14 @@ def test_wrong_numbers_are_one_line(
         bench.step(job, 1)
 
 
+def test_a_device_that_is_not_there_is_one_line_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "base", lambda: pytest.fail("a model was looked for"))
+    monkeypatch.setattr(sys, "argv", ["training", "--part", "step", "--device", "cuda"])
+    with pytest.raises(SystemExit, match=r"^Error: there is no device cuda here$"):
+        bench.main()
+
+
 def test_trl_does_the_same_step(job: _step.Job) -> None:
     found = bench.step(job, 1)
     context = found["lengths"]["context"]
