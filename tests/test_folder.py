@@ -181,3 +181,15 @@ def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         train.open_run(recipes.read(made / "recipe.toml"), made / "recipe.toml", config.load())
     edited(made / "recipe.toml", '\nstart = "x.gguf"', "")
+
+
+def test_a_folder_or_a_link_to_nowhere_among_its_files_is_one_line(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made, tmp_path / "place")
+    recipe, odd = tmp_path / "place" / "recipe.toml", tmp_path / "place" / "base" / "run.json"
+    for begin in (odd.mkdir, lambda: (odd.rmdir(), odd.symlink_to("nowhere"))):
+        begin()
+        for more in (["--check"], ["--out", tmp_path / "run"]):
+            code, out, err = small.popi(monkeypatch, capsys, "train", recipe, *more)
+            assert (code, out, err.count("\n")) == (1, "", 1) and f"cannot read {odd}: " in err, err

@@ -75,9 +75,14 @@ def load_model(folder: Path) -> Any:
 
 
 def folder_sha256(folder: Path) -> str:
-    """A hash of all that is read of a folder: names and contents of config, tokenizer and weights."""
+    """A hash of all that is read of a folder: names and contents of config, tokenizer and weights. Raises ModelError
+    naming a file that cannot be read."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
-    return hashlib.sha256("\0".join(f"{p.name}:{file_sha256(p)}" for p in files).encode()).hexdigest()
+    try:
+        named = "\0".join(f"{p.name}:{file_sha256(p)}" for p in files)
+    except OSError as e:
+        raise ModelError(f"cannot read {e.filename}: {e.strerror}") from None
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 class FolderTokenizer(Tokenizer):
