@@ -195,6 +195,9 @@ def test_a_replay_agrees_and_finds_the_one_number_that_was_changed(place: Path, 
     assert code == 1 and len(json.loads(out)["differences"]) == 2 and json.loads(out)["steps"] == 5
     refused(popi(*words, place / "none.jsonl"), "cannot read", "none.jsonl")
     refused(popi("train", place / "recipe.toml", "--replay", 99, "--against", place / "whole"), "14 steps")
+    for text in ("", "flour = 2"):
+        (place / "none.jsonl").write_text(text)
+        refused(popi(*words, place / "none.jsonl"), "none.jsonl: no line of metrics")
 
 
 def test_the_command_trains_stops_and_goes_on(place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,9 @@ def _replay(app: App, recipe: Recipe, where: Path, steps: int, against: Path) ->
     module = trainer_module()
     if steps > recipe.train.steps:
         raise ConfigError(f"the recipe has {recipe.train.steps} steps; {steps} cannot be replayed")
-    theirs = read_metrics(against / METRICS if against.is_dir() else against)
+    metrics = against / METRICS if against.is_dir() else against
+    if not (theirs := read_metrics(metrics)):
+        raise ConfigError(f"{metrics}: no line of metrics to compare with")
     trainer = module.open_run(recipe, where, app.settings)
     meter = Meter()
     with tempfile.TemporaryDirectory(prefix="popi-replay-") as folder:
