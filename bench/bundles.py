@@ -26,8 +26,8 @@ from typing import Any
 from bench._tamper import SIGNATURE, UNREAD, Material, Way, clear, copy
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS, zipped
-from bench.common import at_least, base, options, show
-from popi_edge.cli.common import launch
+from bench.common import base, options, show
+from popi_edge.cli.common import at_least, launch
 from popi_edge.config import Settings
 from popi_edge.errors import ModelError
 from popi_edge.models import archive, signing

@@ -11,11 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import popi_edge
+from popi_edge.cli.common import at_least
 from popi_edge.cli.demo import people
 from popi_edge.config import load
 from popi_edge.models.bases import BASES, locate, stored
@@ -82,18 +82,6 @@ def child(code: str, *arguments: str, **environment: str) -> dict[str, Any]:
 
 def median(rows: list[dict[str, Any]], key: str) -> float:
     return float(statistics.median(r[key] for r in rows))
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """What argparse makes of a word: a whole number, no smaller than that."""
-
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    number.__name__ = "whole number"  # argparse's word for it
-    return number
 
 
 def options(about: str) -> argparse.ArgumentParser:

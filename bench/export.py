@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import at_least, base, median, options, show
-from popi_edge.cli.common import launch
+from bench.common import base, median, options, show
+from popi_edge.cli.common import at_least, launch
 from popi_edge.models.gguf import Gguf
 from popi_edge.models.tokenizer import Tokenizer
 

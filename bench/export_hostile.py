@@ -31,8 +31,8 @@ from bench._hostile_folders import FOLDERS
 from bench._tamper import Material
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS
-from bench.common import at_least, options, show
-from popi_edge.cli.common import launch
+from bench.common import options, show
+from popi_edge.cli.common import at_least, launch
 from popi_edge.config import Settings
 from popi_edge.errors import PopiError
 from popi_edge.models import bundle as bundles

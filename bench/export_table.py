@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 
 import popi_edge
-from bench.common import at_least, base
-from popi_edge.cli.common import launch
+from bench.common import base
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import PopiError
 from popi_edge.files import whole_file
 from popi_edge.models.bases import file_sha256

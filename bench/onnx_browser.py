@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import at_least, show
+from bench.common import show
 from bench.onnx_javascript import (
     TEXT,
     Arrays,
@@ -34,7 +34,7 @@ from bench.onnx_javascript import (
     read_ids,
     refuse_missing,
 )
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 
 RUNTIMES = {"wasm": "onnxruntime-web", "webgpu": "onnxruntime-web", "transformers": "@huggingface/transformers"}
 """What a page runs → the npm package that it is in."""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bench.common import at_least, show
-from popi_edge.cli.common import launch
+from bench.common import show
+from popi_edge.cli.common import at_least, launch
 from popi_edge.engines.adapter import fused, hooks_of, read_adapter
 from popi_edge.engines.onnx_graph import GROUPS
 from popi_edge.engines.onnx_shape import Shape

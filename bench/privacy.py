@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import privacy_measured, privacy_network, privacy_pupa
-from bench.common import at_least
 from bench.privacy_canaries import PLACES
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import PopiError
 from popi_training.evaluate.journal import write_json, write_whole
 

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popi_edge import config, prompts
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.guard import check
 from popi_edge.models.tokenizer import Tokenizer
@@ -297,15 +297,15 @@ def described(rows: Sequence[dict[str, Any]], bits: int, seed: int) -> dict[str,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="popi-smol")
-    parser.add_argument("--secrets", type=int, default=100)
+    parser.add_argument("--secrets", type=at_least(2), default=100)
     parser.add_argument("--bits", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     try:
-        if not 1 <= args.bits <= 1024 or args.secrets < 2 or not 0 < args.temperature <= 10:
-            raise ConfigError("--bits is from 1 to 1024, --secrets at least 2, --temperature above 0 and at most 10")
+        if not 1 <= args.bits <= 1024 or not 0 < args.temperature <= 10:
+            raise ConfigError("--bits is from 1 to 1024, --temperature above 0 and at most 10")
         model = open_pair(args.bundle, None, config.load(closed_vocabulary=True))
         limit = int(prompts.spec()["limits"]["summary_tokens"])
         if not isinstance(model.constraint, ClosedVocabulary):

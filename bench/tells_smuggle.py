@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.engines.base import open_engine
-from popi_edge.errors import ConfigError, PopiError
+from popi_edge.errors import PopiError
 from popi_edge.guard import check
 from popi_edge.models.bundle import open_bundle
 from popi_edge.models.gguf import Gguf
@@ -157,16 +157,14 @@ def measure(pair: Pair, people: int, seed: int, advance: Any) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--people", type=int, default=40)
+    parser.add_argument("--steps", type=at_least(0), default=200)
+    parser.add_argument("--people", type=at_least(2), default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--bundle", default="popi-smol")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     try:
-        if args.steps < 0 or args.people < 2:
-            raise ConfigError("--steps is not negative, --people at least 2")
         settings = config.load(closed_vocabulary=True)
         bundle = open_bundle(args.bundle, settings)
         args.work.mkdir(parents=True, exist_ok=True)

@@ -37,12 +37,12 @@ import torch
 
 from bench._step import PARTS, Counts, Job
 from bench.common import base, child, median, options, show
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import ConfigError, EngineError, PopiError
 from popi_edge.models.gguf import Gguf
 
 TRL = "TRL is not installed: pip install trl==1.16.0 'datasets<5' -c constraints.txt (in an environment of its own)"
-LEAST = {"signals": 32, "summary": 2, "group": 2, "question": 1, "reply": 2, "rows": 1, "threads": 1, "runs": 1}
+LEAST = {"signals": 32, "summary": 2, "group": 2, "question": 1, "reply": 2, "rows": 1, "threads": 1}
 """What each number must be at least."""
 FRAME = 64
 """Tokens, at most, of the generator's template around a summary and a question."""
@@ -139,15 +139,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=["smollm2", "tiny"], default="smollm2")
     parser.add_argument("--part", choices=["all", "step", "packing"], default="all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=int, dest="runs", help="the same as --runs")
-    for name in LEAST:
-        if name != "runs":
-            parser.add_argument(f"--{name}", type=int, default=getattr(Job, name))
+    parser.add_argument("--repeats", type=at_least(1), dest="runs", help="the same as --runs")
+    for name, least in LEAST.items():
+        parser.add_argument(f"--{name}", type=at_least(least), default=getattr(Job, name))
     parser.set_defaults(runs=3)
     args = parser.parse_args(words)
-    for name, least in LEAST.items():
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}")
     if args.device != "cpu" and args.part != "step":
         parser.error("--device cuda is for --part step alone")
     if args.group % args.rows:
@@ -157,7 +153,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def job_of(args: argparse.Namespace, model: Path) -> Job:
     """The job on a GGUF. Raises ConfigError where its lengths do not fit the model's context."""
-    job = Job(str(model), **{k: getattr(args, k) for k in (*LEAST, "device") if k != "runs"})
+    job = Job(str(model), **{k: getattr(args, k) for k in (*LEAST, "device")})
     context = int(Gguf(model).need("llama.context_length", int))
     longest = max(job.signals + job.summary, FRAME + job.summary + job.question + job.reply)
     if longest > context:

@@ -37,21 +37,24 @@ def test_help_and_an_unknown_word_do_nothing_else(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", ["-1", "0"])
+@pytest.mark.parametrize("below", [1, 2])
 @pytest.mark.parametrize(
-    ("name", "words", "option"),
+    ("name", "words", "option", "least"),
     [
-        ("behaviour", ["out"], "--rows"), ("follow", ["out"], "--pairs"), ("readings", ["out"], "--users"),
-        ("parity", ["run", "popi-smol", "out"], "--users"), ("show", ["file"], "--users"),
+        ("behaviour", ["out"], "--rows", 1), ("follow", ["out"], "--pairs", 1), ("readings", ["out"], "--users", 1),
+        ("parity", ["run", "popi-smol", "out"], "--users", 1), ("show", ["file"], "--users", 1),
+        ("replies", [], "--replies", 1), ("world_leak", ["run"], "--couples", 2), ("world_ceiling", [], "--users", 2),
     ],
 )  # fmt: skip
-def test_less_than_one_is_refused_before_anything_is_written(
-    name: str, words: list[str], option: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_number_is_wrong_usage_before_anything_is_written(
+    name: str, words: list[str], option: str, least: int, below: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for word in words:
         (tmp_path / word).write_text("old")
-    assert left(name, [*words, option, number], monkeypatch) == f"{name}: {option} is {number}; it must be at least 1"
+    assert left(name, [*words, option, str(least - below)], monkeypatch) == 2
+    assert f"argument {option}: must be at least {least}, not {least - below}\n" in capsys.readouterr().err
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(words, "old")
 
 

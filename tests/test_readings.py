@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from popi_edge.errors import ConfigError
 from popi_edge.signals import Comparison, Conversation, Edit, Message, Rating, Statement
-from popi_training import behaviour, follow, parity, readings
+from popi_training import readings
 from popi_training.users import User, Want
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -58,20 +56,3 @@ def test_the_committed_page_has_the_committed_verdicts() -> None:
     assert len(verdicts) == page.count("\n## ") == 30 and f"Verdict: {readings.UNREAD}" not in page
     said = re.findall(r"^Summary: (?:\*\*(.*)\*\*|\(silent\))$\n\n^Verdict: (\w+)", page, re.M)
     assert said == [(summary, verdict) for summary, verdict, _ in verdicts.values()]
-
-
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        (readings, ["--users", "-1"]), (behaviour, ["--rows", "0"]), (follow, ["--pairs", "0"]),
-        (parity, ["run", "bundle", "--users", "0"]),
-    ],
-)  # fmt: skip
-def test_a_number_that_leaves_nothing_to_measure_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, words: list[str]
-) -> None:
-    *first, option, number = words
-    monkeypatch.setattr(sys, "argv", ["x", *first, str(tmp_path / "out"), option, number])
-    with pytest.raises(SystemExit, match=f"{option} is {number}; it must be at least 1"):
-        module.main()
-    assert not list(tmp_path.iterdir())

@@ -72,6 +72,20 @@ def launch(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """What argparse makes of a word: a whole number, no smaller than that."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            from argparse import ArgumentTypeError
+
+            raise ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    number.__name__ = "whole number"  # argparse's word for it
+    return number
+
+
 def at_terminal() -> bool:
     """Whether there is somebody who can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()

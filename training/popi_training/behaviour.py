@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
-from popi_edge.cli.common import launch
-from popi_edge.errors import ConfigError, PopiError
+from popi_edge.cli.common import at_least, launch
+from popi_edge.errors import PopiError
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
 from popi_training.evaluate.journal import write_whole
@@ -104,12 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--bundle")
-    parser.add_argument("--rows", type=int, default=40)
+    parser.add_argument("--rows", type=at_least(1), default=40)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        if options.rows < 1:
-            raise ConfigError(f"--rows is {options.rows}; it must be at least 1")
         model = open_pair(options.bundle, None, config.load())
         sets = [*(f"kind-{k}" for k in KINDS), *(f"signals-{n}" for n in NUMBERS), "silent", "changed", "mixed"]
         results: dict[str, Any] = {}

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config, prompts
-from popi_edge.cli.common import launch
-from popi_edge.errors import ConfigError, PopiError
+from popi_edge.cli.common import at_least, launch
+from popi_edge.errors import PopiError
 from popi_training.corpus import Corpus, Pair, load
 from popi_training.evaluate.journal import write_whole
 from popi_training.evaluate.run import Pair as Model
@@ -90,14 +90,12 @@ def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pairs", type=int, default=10_000, help="at most so many pairs of a dimension")
+    parser.add_argument("--pairs", type=at_least(1), default=10_000, help="at most so many pairs of a dimension")
     parser.add_argument("--wide", action="store_true", help="the dimensions that only the wide part has")
     parser.add_argument("--every", action="store_true", help="each pair under all phrasings of its poles")
     parser.add_argument("--bundle")
     options = parser.parse_args()
     try:
-        if options.pairs < 1:
-            raise ConfigError(f"--pairs is {options.pairs}; it must be at least 1")
         corpus, model = load(wide=options.wide), open_pair(options.bundle, None, config.load())
         among = corpus.dimensions.keys() - (load().dimensions if options.wide else ())
         todo = work(corpus, options.pairs, options.every, among)

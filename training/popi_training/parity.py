@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from popi_edge import config
-from popi_edge.cli.common import launch
-from popi_edge.errors import ConfigError, PopiError
+from popi_edge.cli.common import at_least, launch
+from popi_edge.errors import PopiError
 from popi_edge.models.bundle import open_bundle
 from popi_training import base, recipe, train
 from popi_training.evaluate.journal import write_whole
@@ -92,11 +92,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("bundle")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--users", type=int, default=60)
+    parser.add_argument("--users", type=at_least(1), default=60)
     options = parser.parse_args()
     try:
-        if options.users < 1:
-            raise ConfigError(f"--users is {options.users}; it must be at least 1")
         settings = config.load()
         path = options.run / train.RECIPE
         made = recipe.read(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from popi_edge import config
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.signals import Comparison, Conversation, Edit, Rating, Signal
 from popi_training.behaviour import summaries, users
@@ -89,13 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--bundle")
-    parser.add_argument("--users", type=int, default=30)
+    parser.add_argument("--users", type=at_least(1), default=30)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--verdicts", type=Path)
     options = parser.parse_args()
     try:
-        if options.users < 1:
-            raise ConfigError(f"--users is {options.users}; it must be at least 1")
         verdicts = read_verdicts(options.verdicts)
         model = open_pair(options.bundle, None, config.load())
         made = summaries(model, users("mixed", options.users, options.seed))

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from popi_edge import config, prompts
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.generators import IN_PROCESS, Request
 from popi_edge.generators.local import NO_REPEAT, LocalGenerator
@@ -75,8 +75,6 @@ def items(count: int, seed: int, part: str = "prompts", folder: Path = corpora.F
 
     Raises ConfigError for a set that does not exist or has no dimension that a probe tells.
     """
-    if count < 1:
-        raise ConfigError(f"--replies is {count}; it must be at least 1")
     material, mix, _ = testsets.source(folder, part)
     follow = read_follow(folder / FOLLOW)
     rng = random.Random(f"replies:{part}:{seed}")
@@ -255,7 +253,7 @@ def named(words: Sequence[str]) -> dict[str, str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", nargs="+", default=["popi-smol"], metavar="NAME=PATH")
-    parser.add_argument("--replies", type=int, default=300, help="under each context")
+    parser.add_argument("--replies", type=at_least(1), default=300, help="under each context")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", default="prompts", help="of popi_training.testsets")
     parser.add_argument("--engine", choices=["onnx", "llama_cpp"])

@@ -13,7 +13,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.config import load
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.importers import read
@@ -40,13 +40,11 @@ def line(signal: Signal) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--users", type=int, default=20)
+    parser.add_argument("--users", type=at_least(1), default=20)
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--engine", choices=["onnx", "llama_cpp"], default="onnx")
     args = parser.parse_args()
     try:
-        if args.users < 1:
-            raise ConfigError(f"--users is {args.users}; it must be at least 1")
         if not (everyone := users_of(args.file)):
             raise ConfigError(f"{args.file}: nobody with a signal in it")
         pair = open_pair(None, args.engine, load())

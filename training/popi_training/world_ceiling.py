@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.signals import Signal
 from popi_training.evaluate.metrics import interval, wins
 from popi_training.people import Target
@@ -83,11 +82,9 @@ def measure(part: str, count: int, users: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--users", type=at_least(2), default=2000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.users < 2:
-        sys.exit("world_ceiling: an interval needs at least two users")
     parts = [p for p, seed in SEEDS.items() if seed.startswith("test:")]
     rows = [measure(part, n, options.users) for part in parts for n in (1, 2, 4, 8)]
     if options.json:

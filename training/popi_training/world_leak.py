@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from popi_edge.cli.common import launch
+from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import PopiError
 from popi_training import world
 from popi_training.evaluate.metrics import entry
@@ -97,12 +97,10 @@ def measure(trainer: Joint, count: int, role: str = "infer", seed: int = 0) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--couples", type=int, default=300)
+    parser.add_argument("--couples", type=at_least(2), default=300)
     parser.add_argument("--role", choices=["infer", "start"], default="infer")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.couples < 2:
-        sys.exit("world_leak: an interval needs at least two couples")
     try:
         found = measure(open_trained(options.run), options.couples, options.role)
     except PopiError as e:
