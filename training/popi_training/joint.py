@@ -124,6 +124,8 @@ class Joint(Trainer):
         self.set_rates()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
+        if self.device == "cpu" and self.at_once > 1:
+            self._references.clear()  # their last bits depend on what they went through with
         line: dict[str, Any] = {}
         batch = self.team.share(batch)
         if self.schedule() == "sft":
@@ -196,8 +198,8 @@ class Joint(Trainer):
 
     @torch.no_grad()
     def references(self, wanted: Sequence[Target]) -> Tensor:
-        """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); each is computed once in a run, one reply always
-        before the other, so that a run that goes on gets the same numbers to the last bit."""
+        """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); what is known is not computed again, and one
+        reply always stands before the other, so that a run that goes on gets the same numbers to the last bit."""
         new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
         new = list(dict.fromkeys(new))
         asked = [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]
