@@ -138,6 +138,14 @@ def test_half_of_the_replies_that_are_trained_on_have_their_words_in_any_order_a
     assert {tuple(f.split()) for f in trained} < seen
 
 
+def test_the_truth_can_be_imitated_after_the_warm_start_where_no_numbers_are_told(
+    recipe: Path, tmp_path: Path
+) -> None:
+    edited(recipe, 'schedule = "simultaneous"', 'schedule = "sft"')
+    go_on(recipe, tmp_path / "run", 5)
+    assert ["dense" in m for m in figures(tmp_path / "run")] == [True] * 3 + [False] * 2
+
+
 def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):

@@ -289,7 +289,7 @@ class Joint(Trainer):
         packed = [pack([d.sample(g.prompt) for g in some for d in g.draws]) for some in families]
         known = [max((g.person.known for g in some), key=len) for some in families]
         rest = sorted(zip(packed, known, strict=True), key=lambda both: len(both[0].ids))
-        apart, dense = 0.0, self.dense
+        apart, dense = 0.0, self.dense if any(known) else None
         while rest:
             some = [rest.pop()]
             while rest and (len(some) + 1) * len(some[0][0].ids) <= TOKENS:
