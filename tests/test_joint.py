@@ -6,6 +6,7 @@ import json
 import random
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from popi_edge import config, prompts
+from popi_edge.errors import ConfigError
 from popi_training import joint, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
@@ -302,6 +304,13 @@ def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder:
         assert {t.prompt for p in dev for t in p.targets} == {data.corpus.prompts["form-3"]}
         one, other = ([(t.chosen, t.rejected) for t in p.targets] for p in dev)
         assert one == [pair[::-1] for pair in other]
+
+
+def test_somebody_whose_signals_took_every_prompt_is_one_line(folder: Path) -> None:
+    trainer = opened(folder, "frozen")
+    one, *others = trainer.make(0)
+    with pytest.raises(ConfigError, match=re.escape(f"step 0: {one.id} has no pair to be rewarded on")):
+        trainer.train_step([replace(one, targets=()), *others])
 
 
 def test_shuffled_rewards_are_the_groups_own_in_another_order(folder: Path) -> None:

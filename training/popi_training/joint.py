@@ -216,7 +216,10 @@ class Joint(Trainer):
     @torch.no_grad()
     def rewards(self, groups: Sequence[Group]) -> list[dict[str, Tensor]]:
         """What each group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the
-        reward less the costs. What several summaries of a person say alike is scored once."""
+        reward less the costs. What several summaries of a person say alike is scored once. Raises ConfigError for
+        somebody without pairs."""
+        if bare := next((g.person.id for g in groups if not g.person.targets), ""):
+            raise ConfigError(f"step {self.step}: {bare} has no pair to be rewarded on; their signals took all prompts")
         pairs = [group.person.targets[: self.recipe.joint.pairs] for group in groups]
         asked = [[(z, t) for z in g.texts for t in some] for g, some in zip(groups, pairs, strict=True)]
         once = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
