@@ -344,6 +344,20 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     assert done.returncode and "train.batch 3 cannot be shared out evenly among 2 processes" in done.stderr
 
 
+def test_a_process_whose_people_teach_the_generator_nothing_lets_the_others(folder: Path, tmp_path: Path) -> None:
+    """At step 0 the first of two people has a pair that rewards, and no other."""
+    trainer = opened(
+        folder, "simultaneous", ("batch = 3", "batch = 2"), ("mirrored = 1.0", "mirrored = 0.0"),
+        ("signals = [1.0]", "signals = [0.0, 0.5, 0.5]"), ("statement = 1.0", "comparison = 0.7, statement = 0.3"),
+    )  # fmt: skip
+    assert [[len(p.targets) for p in trainer.make(step)] for step in range(2)] == [[1, 2], [2, 3]]
+    train.run(trainer, tmp_path / "one", until=2, minutes=None, tell=lambda *_: None)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 2)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(settled(tmp_path / "one"), settled(tmp_path / "two"), strict=True):
+        assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
+
+
 def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -> None:
     trainer = opened(folder)
     roles: Any = trainer.roles

@@ -314,7 +314,7 @@ class Joint(Trainer):
         """Gradients of θ: DPO under the groups' summaries, some of them left empty, and the anchor; chunk by chunk."""
         asked = [pair for group in groups for pair in self._lessons(group)]
         j, size, whole = self.recipe.joint, self.team.size, sum(self.team.gather([len(asked)]))
-        if not asked:
+        if not whole:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
         total, right, plain = 0.0, 0.0, 0.0
         smoothing = j.smoothing if self.step < j.warm else 0.0

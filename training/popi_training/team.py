@@ -58,14 +58,15 @@ class Team:
         return max(self.gather([count])) if self.sharding else count
 
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
-        """Every gradient becomes the sum over the processes, in one message; those of shared out models are it."""
+        """Every gradient becomes the sum over the processes, in one message; those of shared out models are it. A
+        process that had nothing to learn from adds nothing."""
         if self.size == 1 or self.sharding:
             return
-        some = [p for p in parameters if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in some])
+        some = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some])
         torch.distributed.all_reduce(flat)
         for p, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
-            p.grad.copy_(part.view_as(p))
+            p.grad = part.view_as(p)
 
     def mean(self, line: Mapping[str, float]) -> dict[str, float]:
         """Of every figure the mean over the processes, which must have the same names in the same order."""
