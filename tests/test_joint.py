@@ -19,9 +19,11 @@ from popi_edge.errors import ConfigError
 from popi_training import joint, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
+from popi_training.groups import Group, lengths
 from popi_training.joint import Joint
-from popi_training.people import Target, leaks
+from popi_training.people import Person, Target, leaks
 from popi_training.rollout import Draw
+from popi_training.team import Team
 from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited as edit
@@ -342,6 +344,15 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     edit(folder / "changed.toml", "batch = 4", "batch = 3")
     done = small.launched(folder / "changed.toml", "--out", tmp_path / "odd", "--until", 1)
     assert done.returncode and "train.batch 3 cannot be shared out evenly among 2 processes" in done.stderr
+
+
+def test_the_share_of_summaries_that_differ_is_of_all_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def somebody(*texts: str) -> Group:
+        return Group(Person("", (), ()), (1,), [Draw((2,), (), (0.0,), True) for _ in texts], list(texts))
+
+    team, theirs = Team(), ["Warm.", "Brief."]
+    monkeypatch.setattr(team, "gather", lambda items: [*items, *theirs])
+    assert lengths([somebody("Warm.", "Calm.")], team)["distinct"] == 3 / 4
 
 
 def test_a_process_whose_people_teach_the_generator_nothing_lets_the_others(folder: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Joint(Trainer):
             groups = [self._told(person) for person in batch]
         else:
             groups = self.draw(batch)
-            line |= lengths(groups, self.team.size)
+            line |= lengths(groups, self.team)
         if "infer" in moving:
             line |= self.move_infer(groups)
         if "generate" in moving:
