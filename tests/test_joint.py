@@ -16,7 +16,7 @@ import torch
 
 from popi_edge import config, prompts
 from popi_edge.errors import ConfigError
-from popi_training import joint, targets, train, warm
+from popi_training import joint, joint_run, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
 from popi_training.groups import Group, lengths
@@ -353,6 +353,33 @@ def test_the_share_of_summaries_that_differ_is_of_all_processes_together(monkeyp
     team, theirs = Team(), ["Warm.", "Brief."]
     monkeypatch.setattr(team, "gather", lambda items: [*items, *theirs])
     assert lengths([somebody("Warm.", "Calm.")], team)["distinct"] == 3 / 4
+
+
+def test_a_process_has_its_gpu_before_anything_is_put_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: done.append(cpu))
+    monkeypatch.setattr(joint_run, "open_run", lambda *_: done.append("opened"))
+    train.open_run(recipes.read(folder / "recipe.toml"), folder / "recipe.toml", config.load(), "cuda")
+    assert done == [False, "opened"]
+
+
+def test_the_mean_of_figures_goes_over_nccl_which_knows_no_tensor_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: torch.Tensor) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    def both(found: list[Any], own: list[Any]) -> None:
+        found[:] = [own, [[3, 0.5]]]
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", both)
+    team = Team()
+    team.size = 2
+    assert team.mean({"tokens": 1, "loss": 0.25}) == {"tokens": 2, "loss": 0.375}
 
 
 def test_a_process_whose_people_teach_the_generator_nothing_lets_the_others(folder: Path, tmp_path: Path) -> None:

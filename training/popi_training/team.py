@@ -26,6 +26,16 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def join(device: str) -> Any:
+    """Where this process stands among them: accelerate's ``PartialState``, which also makes a GPU of its own the
+    current one, so that it comes before anything is put there. Raises ConfigError where accelerate is not installed."""
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
+    return PartialState(cpu=device == "cpu")
+
+
 class Team:
     """``rank`` of ``size`` processes; the first of them is ``main``, which alone writes files."""
 
@@ -34,11 +44,7 @@ class Team:
         self.rank, self.size = 0, 1
         self.sharding: Sharding | None = None
         if several():
-            try:
-                from accelerate import PartialState
-            except ImportError:
-                raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
-            state = PartialState(cpu=device == "cpu")
+            state = join(device)
             self.rank, self.size = state.process_index, state.num_processes
             if shards.wanted():
                 self.sharding = shards.Sharding(device)
@@ -72,9 +78,8 @@ class Team:
         """Of every figure the mean over the processes, which must have the same names in the same order."""
         if self.size == 1:
             return dict(line)
-        values = torch.tensor(list(line.values()), dtype=torch.float64)
-        torch.distributed.all_reduce(values)
-        return dict(zip(line, (values / self.size).tolist(), strict=True))
+        columns = zip(*self.gather([list(line.values())]), strict=True)  # NCCL reduces no tensor of the processor
+        return {name: sum(each) / self.size for name, each in zip(line, columns, strict=True)}
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """What all processes have, one after the other."""

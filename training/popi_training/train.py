@@ -37,7 +37,7 @@ from popi_training import checkpoint_check, optimizers, shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
 from popi_training.runfolder import BEST, BOARD, CHECKPOINT, LOCK, METRICS, RECIPE, RUN, read_metrics, read_run
-from popi_training.team import Team
+from popi_training.team import Team, join, several
 
 Tell = Callable[[int, int, Mapping[str, Any]], None]
 """Step, last step, the step's line of metrics."""
@@ -229,6 +229,8 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
     torch.use_deterministic_algorithms(device == "cpu")
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
+        if several():
+            join(device)
     method = "joint_run" if recipe.method == "joint" else "warm_start"
     trainer: Trainer = importlib.import_module(f"popi_training.{method}").open_run(recipe, where, settings, device)
     return trainer
