@@ -332,8 +332,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     """gloo on the CPU; the batch is shared out, the gradients are summed. Three people cannot be shared between two."""
     trainer = opened(folder, schedule, ("batch = 3", "batch = 4"))
     train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
-    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3, "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 3  # said once
     one, two = settled(tmp_path / "one"), settled(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
     for a, b in zip(one, two, strict=True):
