@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -238,6 +239,19 @@ def test_patience_ends_a_run_and_the_best_checkpoint_stays(folder: Path, tmp_pat
     assert train.run(trainer, tmp_path / "run", until=STEPS, minutes=None, tell=lambda *_: None)
     assert train.read_checkpoint(tmp_path / "run" / train.CHECKPOINT)["step"] == 4
     assert train.read_checkpoint(tmp_path / "run" / train.BEST)["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warm", "last"), [("simultaneous", 3, 4), ("sequential", 0, 4), ("sequential", 2, 5), ("frozen", 0, 2)]
+)
+def test_patience_ends_no_run_before_all_that_is_trained_has_begun_to_move(
+    folder: Path, tmp_path: Path, schedule: str, warm: int, last: int
+) -> None:
+    changes = ("[joint]", f"[joint]\nwarm = {warm}"), ("dev_every = 4", "dev_every = 1\npatience = 1")
+    trainer, looks = opened(folder, schedule, *changes), itertools.count()
+    trainer.develop = lambda: {"dev_loss": 1.0 + next(looks)}  # type: ignore[method-assign]
+    train.run(trainer, tmp_path / "run", until=STEPS, minutes=None, tell=lambda *_: None)
+    assert trainer.step == last
 
 
 def test_what_was_seen_before_the_warm_start_ended_is_no_measure_of_what_comes_after(

@@ -103,6 +103,10 @@ class Joint(Trainer):
         steps = range(self.recipe.joint.warm, self.recipe.train.steps)
         return {role: [s for s in steps if role in self.moving(s)] for role in ("infer", "generate")}
 
+    @property
+    def settled(self) -> int:
+        return max((moves[0] for moves in self.moves.values() if moves), default=self.recipe.joint.warm)
+
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""
         j = self.recipe.joint

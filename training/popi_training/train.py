@@ -100,10 +100,15 @@ class Trainer(ABC):
             raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
         return norm
 
+    @property
+    def settled(self) -> int:
+        """The step from which on all that is trained has begun to move: patience looks at nothing before."""
+        return 0
+
     def over(self) -> bool:
         """Whether the recipe's steps are done, or its patience."""
         t = self.recipe.train
-        tired = bool(t.patience) and self.step - self.best[1] >= t.patience * t.dev_every
+        tired = bool(t.patience) and self.step - max(self.best[1], self.settled) >= t.patience * t.dev_every
         return self.step >= t.steps or tired
 
     def save(self, folder: Path, name: str = CHECKPOINT) -> None:
