@@ -459,6 +459,17 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
 
 
+def test_a_disk_that_is_full_for_tensorboard_alone_is_one_line_too(place: Path) -> None:
+    """Its file is past the limit at step 2, when no other is."""
+    out = place / "full"
+    running = child("-c", FULL, 700, "train", place / "recipe.toml", "--out", out)
+    said, err = running.communicate()
+    refused((running.returncode, said, err), f"cannot write to {out}: File too large")
+    (board,) = (out / BOARD).iterdir()
+    assert board.stat().st_size == 700 > (out / train.METRICS).stat().st_size
+    assert not (out / train.CHECKPOINT).exists() and go_on(place / "recipe.toml", out, until=1).step == 1
+
+
 def test_tensorboard_has_the_same_lines_and_can_be_absent(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

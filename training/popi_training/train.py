@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -349,13 +350,22 @@ def _alone(team: Team, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _board(folder: Path, step: int) -> Any:
-    """Where the lines after ``step`` go for TensorBoard, later ones dropped; nothing, where it is not installed."""
+@contextmanager
+def _board(folder: Path, step: int) -> Iterator[Any]:
+    """Where the lines after ``step`` go for TensorBoard, later ones dropped; nothing, where it is not installed. What
+    its thread cannot write the next call raises, so that the thread itself need not tell."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return nullcontext()
-    return SummaryWriter(str(folder / BOARD), purge_step=step + 1)
+        yield None
+        return
+    told = threading.excepthook
+    threading.excepthook = lambda what: None if isinstance(what.exc_value, OSError) else told(what)
+    try:
+        with SummaryWriter(str(folder / BOARD), purge_step=step + 1) as board:
+            yield board
+    finally:
+        threading.excepthook = told
 
 
 def _begin(trainer: Trainer, folder: Path) -> None:
