@@ -23,6 +23,7 @@ import torch
 
 from popi_edge import config
 from popi_edge.errors import ConfigError, PopiError
+from popi_edge.files import whole_file
 from popi_edge.models.bases import BASES
 from popi_training import recipe as recipes
 from popi_training import train
@@ -457,6 +458,17 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     )
     assert go_on(place / "recipe.toml", out).step == STEPS
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
+
+
+def test_what_a_run_had_half_written_when_it_was_killed_does_not_stay(place: Path) -> None:
+    out = place / "whole"
+    kept = {p.name for p in out.iterdir()}
+    with pytest.raises(FileNotFoundError), whole_file(out / train.CHECKPOINT) as draft:
+        draft.write(b"half")
+        assert len(list(out.iterdir())) == len(kept) + 1
+        assert go_on(place / "recipe.toml", out).step == STEPS
+    assert {p.name for p in out.iterdir()} == kept
+    assert train.read_checkpoint(out / train.CHECKPOINT)["step"] == STEPS
 
 
 def test_a_disk_that_is_full_for_tensorboard_alone_is_one_line_too(place: Path) -> None:

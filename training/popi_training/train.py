@@ -369,8 +369,11 @@ def _board(folder: Path, step: int) -> Iterator[Any]:
 
 
 def _begin(trainer: Trainer, folder: Path) -> None:
-    """The folder with what a run is made from, which comes first, and the metrics up to its step."""
+    """The folder with what a run is made from, which comes first, and the metrics up to its step; without the drafts
+    (``whole_file``) of one that was killed while it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
+    for draft in [p for name in (CHECKPOINT, BEST, METRICS, RUN, RECIPE) for p in folder.glob(f".{name}-*")]:
+        draft.unlink()
     made = {"name": trainer.recipe.name, **trainer.made_from, "commit": commits(folder)}
     with whole_file(folder / RUN) as out:
         out.write(json.dumps(made, indent=1).encode() + b"\n")
