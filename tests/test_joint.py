@@ -381,6 +381,19 @@ def test_a_process_has_its_gpu_before_anything_is_put_there(folder: Path, monkey
     assert done == [False, "opened"]
 
 
+@pytest.mark.parametrize(("processes", "place"), [("1", "meta"), ("2", "cpu")])
+def test_only_what_is_shared_out_waits_on_the_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, processes: str, place: str
+) -> None:
+    """``accelerate launch`` asks for sharding also where it starts one process."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    path = folder / "recipe.toml"
+    recipe = recipes.read(path)
+    roles = joint_run.find_base(recipe, path, config.load()).roles(recipe, "meta")
+    assert {p.device.type for p in roles.parameters("infer")} == {place}
+
+
 def test_the_mean_of_figures_goes_over_nccl_which_knows_no_tensor_of_the_processor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
