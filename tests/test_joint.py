@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import pytest
 import torch
 
 from popi_edge import config, prompts
-from popi_training import joint, targets, train, warm
+from popi_edge.errors import ConfigError
+from popi_training import joint, joint_run, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
+from popi_training.groups import Group, lengths
 from popi_training.joint import Joint
-from popi_training.people import Target, leaks
+from popi_training.people import Person, Target, leaks
 from popi_training.rollout import Draw
+from popi_training.team import Team
 from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited as edit
@@ -236,6 +241,19 @@ def test_patience_ends_a_run_and_the_best_checkpoint_stays(folder: Path, tmp_pat
     assert train.read_checkpoint(tmp_path / "run" / train.BEST)["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warm", "last"), [("simultaneous", 3, 4), ("sequential", 0, 4), ("sequential", 2, 5), ("frozen", 0, 2)]
+)
+def test_patience_ends_no_run_before_all_that_is_trained_has_begun_to_move(
+    folder: Path, tmp_path: Path, schedule: str, warm: int, last: int
+) -> None:
+    changes = ("[joint]", f"[joint]\nwarm = {warm}"), ("dev_every = 4", "dev_every = 1\npatience = 1")
+    trainer, looks = opened(folder, schedule, *changes), itertools.count()
+    trainer.develop = lambda: {"dev_loss": 1.0 + next(looks)}  # type: ignore[method-assign]
+    train.run(trainer, tmp_path / "run", until=STEPS, minutes=None, tell=lambda *_: None)
+    assert trainer.step == last
+
+
 def test_what_was_seen_before_the_warm_start_ended_is_no_measure_of_what_comes_after(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +322,13 @@ def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder:
         assert one == [pair[::-1] for pair in other]
 
 
+def test_somebody_whose_signals_took_every_prompt_is_one_line(folder: Path) -> None:
+    trainer = opened(folder, "frozen")
+    one, *others = trainer.make(0)
+    with pytest.raises(ConfigError, match=re.escape(f"step 0: {one.id} has no pair to be rewarded on")):
+        trainer.train_step([replace(one, targets=()), *others])
+
+
 def test_shuffled_rewards_are_the_groups_own_in_another_order(folder: Path) -> None:
     trainer = opened(folder, "frozen", ("[joint]", "[joint]\nshuffled_rewards = true"))
     seen = set()
@@ -321,8 +346,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     """gloo on the CPU; the batch is shared out, the gradients are summed. Three people cannot be shared between two."""
     trainer = opened(folder, schedule, ("batch = 3", "batch = 4"))
     train.run(trainer, tmp_path / "one", until=3, minutes=None, tell=lambda *_: None)
-    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 3, "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 3  # said once
     one, two = settled(tmp_path / "one"), settled(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3]
     for a, b in zip(one, two, strict=True):
@@ -333,6 +359,69 @@ def test_two_processes_give_the_curve_of_one(folder: Path, tmp_path: Path, sched
     edit(folder / "changed.toml", "batch = 4", "batch = 3")
     done = small.launched(folder / "changed.toml", "--out", tmp_path / "odd", "--until", 1)
     assert done.returncode and "train.batch 3 cannot be shared out evenly among 2 processes" in done.stderr
+
+
+def test_the_share_of_summaries_that_differ_is_of_all_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def somebody(*texts: str) -> Group:
+        return Group(Person("", (), ()), (1,), [Draw((2,), (), (0.0,), True) for _ in texts], list(texts))
+
+    team, theirs = Team(), ["Warm.", "Brief."]
+    monkeypatch.setattr(team, "gather", lambda items: [*items, *theirs])
+    assert lengths([somebody("Warm.", "Calm.")], team)["distinct"] == 3 / 4
+
+
+def test_a_process_has_its_gpu_before_anything_is_put_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: done.append(cpu))
+    monkeypatch.setattr(joint_run, "open_run", lambda *_: done.append("opened"))
+    train.open_run(recipes.read(folder / "recipe.toml"), folder / "recipe.toml", config.load(), "cuda")
+    assert done == [False, "opened"]
+
+
+@pytest.mark.parametrize(("processes", "place"), [("1", "meta"), ("2", "cpu")])
+def test_only_what_is_shared_out_waits_on_the_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, processes: str, place: str
+) -> None:
+    """``accelerate launch`` asks for sharding also where it starts one process."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    path = folder / "recipe.toml"
+    recipe = recipes.read(path)
+    roles = joint_run.find_base(recipe, path, config.load()).roles(recipe, "meta")
+    assert {p.device.type for p in roles.parameters("infer")} == {place}
+
+
+def test_the_mean_of_figures_goes_over_nccl_which_knows_no_tensor_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: torch.Tensor) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    def both(found: list[Any], own: list[Any]) -> None:
+        found[:] = [own, [[3, 0.5]]]
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", both)
+    team = Team()
+    team.size = 2
+    assert team.mean({"tokens": 1, "loss": 0.25}) == {"tokens": 2, "loss": 0.375}
+
+
+def test_a_process_whose_people_teach_the_generator_nothing_lets_the_others(folder: Path, tmp_path: Path) -> None:
+    """At step 0 the first of two people has a pair that rewards, and no other."""
+    trainer = opened(
+        folder, "simultaneous", ("batch = 3", "batch = 2"), ("mirrored = 1.0", "mirrored = 0.0"),
+        ("signals = [1.0]", "signals = [0.0, 0.5, 0.5]"), ("statement = 1.0", "comparison = 0.7, statement = 0.3"),
+    )  # fmt: skip
+    assert [[len(p.targets) for p in trainer.make(step)] for step in range(2)] == [[1, 2], [2, 3]]
+    train.run(trainer, tmp_path / "one", until=2, minutes=None, tell=lambda *_: None)
+    done = small.launched(folder / "changed.toml", "--out", tmp_path / "two", "--until", 2)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(settled(tmp_path / "one"), settled(tmp_path / "two"), strict=True):
+        assert {k: pytest.approx(v, rel=2e-3, abs=2e-4) for k, v in a.items()} == b
 
 
 def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from popi_edge.errors import ConfigError
 from popi_training import arms, checking, popi_micro, train, world, world_eval, world_leak
 from popi_training import recipe as recipes
 from popi_training.joint import Joint
+from popi_training.people import Person
 from tests import tiny_training as small
 from tests.test_train import edited, figures
 
@@ -71,6 +73,24 @@ def test_the_warm_start_is_what_the_rest_is_compared_with_and_a_run_goes_on_over
     assert lines[3]["kl"] == pytest.approx(0, abs=1e-4)
 
 
+def test_a_pair_that_was_seen_before_is_no_other_number_to_a_run_that_goes_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of the world do come back: two do in the first 200 steps of the committed recipe."""
+    people = popi_micro.people
+
+    def some(read: recipes.Recipe, step: int) -> list[Person]:
+        first, *others = people(read, step)
+        again = people(read, 0)[0].targets[0]
+        return [replace(first, targets=(again, *first.targets[1:])), *others]
+
+    monkeypatch.setattr(popi_micro, "people", some)
+    go_on(recipe, tmp_path / "whole", 5)
+    for until in range(1, 6):
+        go_on(recipe, tmp_path / "cut", until)
+    assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
+
+
 def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is_best(recipe: Path) -> None:
     read = recipes.read(recipe)
     first, later = popi_micro.people(read, 0), [p for s in range(3, 40) for p in popi_micro.people(read, s)]
@@ -116,6 +136,14 @@ def test_half_of_the_replies_that_are_trained_on_have_their_words_in_any_order_a
     in_any_order = {tuple(sorted(f.split())) for f in trained}
     assert in_any_order.isdisjoint(tuple(sorted(f.split())) for f in heldout)  # so that none of these can come about
     assert {tuple(f.split()) for f in trained} < seen
+
+
+def test_the_truth_can_be_imitated_after_the_warm_start_where_no_numbers_are_told(
+    recipe: Path, tmp_path: Path
+) -> None:
+    edited(recipe, 'schedule = "simultaneous"', 'schedule = "sft"')
+    go_on(recipe, tmp_path / "run", 5)
+    assert ["dense" in m for m in figures(tmp_path / "run")] == [True] * 3 + [False] * 2
 
 
 def test_several_processes_are_refused_at_the_start(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from popi_edge import config
 from popi_edge.errors import ConfigError, PopiError
+from popi_edge.files import whole_file
 from popi_edge.models.bases import BASES
 from popi_training import recipe as recipes
 from popi_training import train
@@ -460,6 +461,28 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(place: Path) -> None:
     )
     assert go_on(place / "recipe.toml", out).step == STEPS
     assert figures(out) == figures(place / "whole") and alike(out, place / "whole")
+
+
+def test_what_a_run_had_half_written_when_it_was_killed_does_not_stay(place: Path) -> None:
+    out = place / "whole"
+    kept = {p.name for p in out.iterdir()}
+    with pytest.raises(FileNotFoundError), whole_file(out / train.CHECKPOINT) as draft:
+        draft.write(b"half")
+        assert len(list(out.iterdir())) == len(kept) + 1
+        assert go_on(place / "recipe.toml", out).step == STEPS
+    assert {p.name for p in out.iterdir()} == kept
+    assert train.read_checkpoint(out / train.CHECKPOINT)["step"] == STEPS
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone_is_one_line_too(place: Path) -> None:
+    """Its file is past the limit at step 2, when no other is."""
+    out = place / "full"
+    running = child("-c", FULL, 700, "train", place / "recipe.toml", "--out", out)
+    said, err = running.communicate()
+    refused((running.returncode, said, err), f"cannot write to {out}: File too large")
+    (board,) = (out / BOARD).iterdir()
+    assert board.stat().st_size == 700 > (out / train.METRICS).stat().st_size
+    assert not (out / train.CHECKPOINT).exists() and go_on(place / "recipe.toml", out, until=1).step == 1
 
 
 def test_tensorboard_has_the_same_lines_and_can_be_absent(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

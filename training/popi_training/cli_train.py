@@ -111,8 +111,10 @@ def _train(
         )
     finally:
         meter.close()
+    if not trainer.team.main:
+        return
     result = _run(out) | {"done": done}
-    made = _finish(app, recipe, where, out, finish) if finish and done and trainer.team.main else {}
+    made = _finish(app, recipe, where, out, finish) if finish and done else {}
     app.emit(result | made, lambda: "\n".join([_end_text(result), *(f"{k:7} {v}" for k, v in made.items())]))
 
 

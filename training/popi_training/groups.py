@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popi_training.people import Person, Target
 from popi_training.rollout import Draw
+from popi_training.team import Team
 
 Asked = tuple[str, Target]
 """A summary (empty: none) and a pair that is scored under it."""
@@ -32,12 +33,12 @@ class Group:
     """What each says of whose it is (``identity``), where that costs anything."""
 
 
-def lengths(groups: Sequence[Group], processes: int) -> dict[str, Any]:
+def lengths(groups: Sequence[Group], team: Team) -> dict[str, Any]:
     """What a step says of the summaries drawn: tokens of one, shares cut off and different, tokens of the prompts."""
-    draws = [d for g in groups for d in g.draws]
+    draws, texts = [d for g in groups for d in g.draws], team.gather([z for g in groups for z in g.texts])
     return {
         "length": sum(len(d.ids) for d in draws) / len(draws),
         "truncated": sum(not d.finished for d in draws) / len(draws),
-        "distinct": len({z for g in groups for z in g.texts}) / len(draws),
-        "tokens": processes * sum(len(g.prompt) for g in groups),  # whose mean over the processes is their sum
+        "distinct": len(set(texts)) / len(texts),
+        "tokens": team.size * sum(len(g.prompt) for g in groups),  # whose mean over the processes is their sum
     }

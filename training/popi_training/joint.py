@@ -103,6 +103,10 @@ class Joint(Trainer):
         steps = range(self.recipe.joint.warm, self.recipe.train.steps)
         return {role: [s for s in steps if role in self.moving(s)] for role in ("infer", "generate")}
 
+    @property
+    def settled(self) -> int:
+        return max((moves[0] for moves in self.moves.values() if moves), default=self.recipe.joint.warm)
+
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that move at a step (from 0)."""
         j = self.recipe.joint
@@ -124,13 +128,15 @@ class Joint(Trainer):
         self.set_rates()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
+        if self.device == "cpu" and self.at_once > 1:
+            self._references.clear()  # their last bits depend on what they went through with
         line: dict[str, Any] = {}
         batch = self.team.share(batch)
         if self.schedule() == "sft":
             groups = [self._told(person) for person in batch]
         else:
             groups = self.draw(batch)
-            line |= lengths(groups, self.team.size)
+            line |= lengths(groups, self.team)
         if "infer" in moving:
             line |= self.move_infer(groups)
         if "generate" in moving:
@@ -196,8 +202,8 @@ class Joint(Trainer):
 
     @torch.no_grad()
     def references(self, wanted: Sequence[Target]) -> Tensor:
-        """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); each is computed once in a run, one reply always
-        before the other, so that a run that goes on gets the same numbers to the last bit."""
+        """log π_ref(y⁺|x) − log π_ref(y⁻|x) of each pair, [n] (nats); what is known is not computed again, and one
+        reply always stands before the other, so that a run that goes on gets the same numbers to the last bit."""
         new = [Target(t.prompt, *sorted((t.chosen, t.rejected))) for t in wanted if t not in self._references]
         new = list(dict.fromkeys(new))
         asked = [*new, *[FILLER] * (self.team.most(len(new)) - len(new))]
@@ -214,7 +220,10 @@ class Joint(Trainer):
     @torch.no_grad()
     def rewards(self, groups: Sequence[Group]) -> list[dict[str, Tensor]]:
         """What each group's summaries earn, [G] each: ``reward`` (nats), ``accuracy``, ``leak``, and ``worth``, the
-        reward less the costs. What several summaries of a person say alike is scored once."""
+        reward less the costs. What several summaries of a person say alike is scored once. Raises ConfigError for
+        somebody without pairs."""
+        if bare := next((g.person.id for g in groups if not g.person.targets), ""):
+            raise ConfigError(f"step {self.step}: {bare} has no pair to be rewarded on; their signals took all prompts")
         pairs = [group.person.targets[: self.recipe.joint.pairs] for group in groups]
         asked = [[(z, t) for z in g.texts for t in some] for g, some in zip(groups, pairs, strict=True)]
         once = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
@@ -287,7 +296,7 @@ class Joint(Trainer):
         packed = [pack([d.sample(g.prompt) for g in some for d in g.draws]) for some in families]
         known = [max((g.person.known for g in some), key=len) for some in families]
         rest = sorted(zip(packed, known, strict=True), key=lambda both: len(both[0].ids))
-        apart, dense = 0.0, self.dense
+        apart, dense = 0.0, self.dense if any(known) else None
         while rest:
             some = [rest.pop()]
             while rest and (len(some) + 1) * len(some[0][0].ids) <= TOKENS:
@@ -309,7 +318,7 @@ class Joint(Trainer):
         """Gradients of θ: DPO under the groups' summaries, some of them left empty, and the anchor; chunk by chunk."""
         asked = [pair for group in groups for pair in self._lessons(group)]
         j, size, whole = self.recipe.joint, self.team.size, sum(self.team.gather([len(asked)]))
-        if not asked:
+        if not whole:
             raise ConfigError(f"step {self.step}: nobody has pairs enough for joint.pairs and some to learn from")
         total, right, plain = 0.0, 0.0, 0.0
         smoothing = j.smoothing if self.step < j.warm else 0.0

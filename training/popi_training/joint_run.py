@@ -18,6 +18,7 @@ from popi_training.joint import Joint
 from popi_training.people import Person
 from popi_training.recipe import Recipe
 from popi_training.roles import Adapters, Models, Roles
+from popi_training.team import several
 from popi_training.train import corpus_hash, made_from
 from popi_training.vllm_rollout import VllmRollouts
 
@@ -59,7 +60,7 @@ class Loaded:
     def roles(self, recipe: Recipe, device: str) -> Roles:
         """Both roles on it. Raises ModelError for weights that do not fit."""
         model = folder.load_model(self.path) if self.path.is_dir() else base.dequantized(self.path)
-        if shards.wanted():  # which puts each process's part where it belongs
+        if shards.wanted() and several():  # which puts each process's part where it belongs
             device = "cpu"
         if recipe.lora.full:
             return Models(model.to(device), copy.deepcopy(model).to(device))

@@ -61,7 +61,7 @@ def read_verdicts(path: Path | None) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {user}: {verdict!r:.40} is no verdict; there are {', '.join(VERDICTS)}")
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ConfigError(f"{path}: not a table of verdicts: {e}") from None
     return dict(found)
 

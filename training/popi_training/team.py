@@ -26,6 +26,16 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def join(device: str) -> Any:
+    """Where this process stands among them: accelerate's ``PartialState``, which also makes a GPU of its own the
+    current one, so that it comes before anything is put there. Raises ConfigError where accelerate is not installed."""
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
+    return PartialState(cpu=device == "cpu")
+
+
 class Team:
     """``rank`` of ``size`` processes; the first of them is ``main``, which alone writes files."""
 
@@ -34,11 +44,7 @@ class Team:
         self.rank, self.size = 0, 1
         self.sharding: Sharding | None = None
         if several():
-            try:
-                from accelerate import PartialState
-            except ImportError:
-                raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
-            state = PartialState(cpu=device == "cpu")
+            state = join(device)
             self.rank, self.size = state.process_index, state.num_processes
             if shards.wanted():
                 self.sharding = shards.Sharding(device)
@@ -58,22 +64,22 @@ class Team:
         return max(self.gather([count])) if self.sharding else count
 
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
-        """Every gradient becomes the sum over the processes, in one message; those of shared out models are it."""
+        """Every gradient becomes the sum over the processes, in one message; those of shared out models are it. A
+        process that had nothing to learn from adds nothing."""
         if self.size == 1 or self.sharding:
             return
-        some = [p for p in parameters if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in some])
+        some = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some])
         torch.distributed.all_reduce(flat)
         for p, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
-            p.grad.copy_(part.view_as(p))
+            p.grad = part.view_as(p)
 
     def mean(self, line: Mapping[str, float]) -> dict[str, float]:
         """Of every figure the mean over the processes, which must have the same names in the same order."""
         if self.size == 1:
             return dict(line)
-        values = torch.tensor(list(line.values()), dtype=torch.float64)
-        torch.distributed.all_reduce(values)
-        return dict(zip(line, (values / self.size).tolist(), strict=True))
+        columns = zip(*self.gather([list(line.values())]), strict=True)  # NCCL reduces no tensor of the processor
+        return {name: sum(each) / self.size for name, each in zip(line, columns, strict=True)}
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """What all processes have, one after the other."""

@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,7 +38,7 @@ from popi_training import checkpoint_check, optimizers, shards, warm
 from popi_training.recipe import Recipe
 from popi_training.roles import Roles
 from popi_training.runfolder import BEST, BOARD, CHECKPOINT, LOCK, METRICS, RECIPE, RUN, read_metrics, read_run
-from popi_training.team import Team
+from popi_training.team import Team, join, several
 
 Tell = Callable[[int, int, Mapping[str, Any]], None]
 """Step, last step, the step's line of metrics."""
@@ -100,10 +101,15 @@ class Trainer(ABC):
             raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
         return norm
 
+    @property
+    def settled(self) -> int:
+        """The step from which on all that is trained has begun to move: patience looks at nothing before."""
+        return 0
+
     def over(self) -> bool:
         """Whether the recipe's steps are done, or its patience."""
         t = self.recipe.train
-        tired = bool(t.patience) and self.step - self.best[1] >= t.patience * t.dev_every
+        tired = bool(t.patience) and self.step - max(self.best[1], self.settled) >= t.patience * t.dev_every
         return self.step >= t.steps or tired
 
     def save(self, folder: Path, name: str = CHECKPOINT) -> None:
@@ -229,6 +235,8 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
     torch.use_deterministic_algorithms(device == "cpu")
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
+        if several():
+            join(device)
     method = "joint_run" if recipe.method == "joint" else "warm_start"
     trainer: Trainer = importlib.import_module(f"popi_training.{method}").open_run(recipe, where, settings, device)
     return trainer
@@ -342,18 +350,30 @@ def _alone(team: Team, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _board(folder: Path, step: int) -> Any:
-    """Where the lines after ``step`` go for TensorBoard, later ones dropped; nothing, where it is not installed."""
+@contextmanager
+def _board(folder: Path, step: int) -> Iterator[Any]:
+    """Where the lines after ``step`` go for TensorBoard, later ones dropped; nothing, where it is not installed. What
+    its thread cannot write the next call raises, so that the thread itself need not tell."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return nullcontext()
-    return SummaryWriter(str(folder / BOARD), purge_step=step + 1)
+        yield None
+        return
+    told = threading.excepthook
+    threading.excepthook = lambda what: None if isinstance(what.exc_value, OSError) else told(what)
+    try:
+        with SummaryWriter(str(folder / BOARD), purge_step=step + 1) as board:
+            yield board
+    finally:
+        threading.excepthook = told
 
 
 def _begin(trainer: Trainer, folder: Path) -> None:
-    """The folder with what a run is made from, which comes first, and the metrics up to its step."""
+    """The folder with what a run is made from, which comes first, and the metrics up to its step; without the drafts
+    (``whole_file``) of one that was killed while it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
+    for draft in [p for name in (CHECKPOINT, BEST, METRICS, RUN, RECIPE) for p in folder.glob(f".{name}-*")]:
+        draft.unlink()
     made = {"name": trainer.recipe.name, **trainer.made_from, "commit": commits(folder)}
     with whole_file(folder / RUN) as out:
         out.write(json.dumps(made, indent=1).encode() + b"\n")
