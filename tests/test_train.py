@@ -309,6 +309,24 @@ def test_a_base_file_is_looked_for_beside_the_recipe(
 
 
 @pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("key", ["base.name", "data.corpus", "lora.start", "data.file", "data.apart"])
+def test_a_name_that_no_file_can_have_is_one_line(place: Path, popi: Popi, key: str, check: bool) -> None:
+    (place / "circle").symlink_to("circle")
+    if key.startswith("data.") and key != "data.corpus":
+        edited(place / "recipe.toml", 'name = "small"', 'name = "small"\nmethod = "joint"\nrole = "both"')
+        edited(place / "recipe.toml", 'corpus = "corpus"', 'file = "roleplay.jsonl"')
+        rows = [{"x": f"Thing {i}?", "yw": "Yes.", "yl": "No.", "level": "ann"} for i in range(99)]
+        (place / "roleplay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table, name = key.split(".")
+    text = re.sub(rf"(?m)^{name} = .*\n(?!method|seed)", "", (place / "recipe.toml").read_text())
+    words = ["--check"] if check else ["--out", place / "run"]
+    for value, why in (("circle", "a link that leads back to itself"), ("x" * 300, "File name too long")):
+        (place / "recipe.toml").write_text(text.replace(f"[{table}]", f'[{table}]\n{name} = "{value}"'))
+        refused(popi("train", place / "recipe.toml", *words), f"recipe.toml: {key}: {value[:80]}: {why}")
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("check", [True, False])
 def test_another_base_is_refused(place: Path, popi: Popi, check: bool) -> None:
     make.llama(place / "other.gguf", seed=9)
     text = (place / "recipe.toml").read_text()

@@ -198,6 +198,18 @@ def read(path: Path) -> Recipe:
     return parse(text, str(path))
 
 
+def beside(where: Path, name: str, key: str) -> Path:
+    """The file or folder that a recipe's ``key`` names, relative to the recipe; it need not be there. Raises
+    ConfigError for what cannot be one: too long a name, a link that leads back to itself."""
+    try:
+        path = (where.parent / name).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "a link that leads back to itself"
+        raise ConfigError(f"{where}: {key}: {name:.80}: {why}") from None
+    return path
+
+
 def parse(text: str, where: str) -> Recipe:
     """A recipe from its text; ``where`` names it in errors. Raises ConfigError as ``read`` does."""
     table = limits.tables(text, where)
