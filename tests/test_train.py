@@ -581,6 +581,33 @@ def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: P
     refused(popi("train", place / "recipe.toml", "--check"), "no pairs are left to develop on")
 
 
+@pytest.mark.parametrize(
+    ("phrasings", "why"),
+    [
+        ([-8.0] * 36, "train.sharpness is too large for the figures in"),
+        ([8.0] * 36, "train.sharpness is too large for the figures in"),
+        ([7.09] * 36, "train.sharpness is too large for the figures in"),  # each can be told, their sum cannot
+        ([float("inf")] * 36, "follow.json: not what popi_training.follow writes: no number for 'Prefers short"),
+        ([True] * 36, "no number for"),
+        (["1.0"] * 36, "no number for"),
+        ([10**400] * 36, "no number for"),
+        ([0.1] * 35, "was not measured, nor 0 more"),
+        ("[" * 100_000, "follow.json: not what popi_training.follow writes: maximum recursion"),
+        ("[]", "follow.json: not what popi_training.follow writes"),
+    ],
+)
+def test_what_follow_wrote_must_be_numbers_that_weigh_something(
+    place: Path, popi: Popi, phrasings: str | list[object], why: str
+) -> None:
+    lines = map(json.loads, (place / "corpus" / "form.jsonl").read_text().splitlines())
+    said = [text for row in lines for pole in row.get("poles", ()) for text in pole["summary"]]
+    if not isinstance(phrasings, str):
+        phrasings = json.dumps({"phrasings": dict(zip(said, phrasings, strict=False))})
+    (place / "corpus" / "follow.json").write_text(phrasings)
+    edited(place / "recipe.toml", "easy = 2", "easy = 2\nsharpness = 100.0")
+    refused(popi("train", place / "recipe.toml", "--check"), why)
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:
     trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
     with torch.no_grad():

@@ -26,6 +26,7 @@ from popi_training import folder, splits
 from popi_training.evaluate.data import same_text
 from popi_training.pack import Ints, Packed, Sample, pack
 from popi_training.recipe import Recipe, beside
+from popi_training.runfolder import is_number
 from popi_training.users import Material, Mix, User, Want, draw, draw_wants, mirror, say
 
 FOLLOW, FOLLOW_WIDE = "follow.json", "follow-wide.json"
@@ -151,7 +152,7 @@ def followed(path: Path, part: str) -> dict[str, Any]:
         return {str(name): found[name] for name in found}
     except OSError as e:
         raise ConfigError(f"cannot read {path}, which says how phrasings are followed: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
 
 
@@ -160,10 +161,10 @@ def read_follow(path: Path) -> dict[str, float]:
 
     Raises ConfigError for a file that is missing or is no such table.
     """
-    try:
-        return {text: float(nats) for text, nats in followed(path, "phrasings").items()}
-    except (ValueError, TypeError) as e:
-        raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
+    found = followed(path, "phrasings")
+    if odd := next((text for text, nats in found.items() if not is_number(nats)), None):
+        raise ConfigError(f"{path}: not what popi_training.follow writes: no number for {odd!r:.60}")
+    return {text: float(nats) for text, nats in found.items()}
 
 
 def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
@@ -186,6 +187,8 @@ def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, 
     for said in poles:
         ranked = sorted(said, key=lambda t: (-moved[t], t))
         weights |= {text: 0.0 for text in ranked[options:] if options}
+        if not 0 < sum(weights[text] for text in said) < math.inf:
+            raise ConfigError(f"train.sharpness is too large for the figures in {folder / FOLLOW}: {said[0]!r:.60}")
     return weights
 
 
