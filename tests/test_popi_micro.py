@@ -364,6 +364,14 @@ def test_more_pairs_than_people_have_are_refused_before_the_warm_start(recipe: P
         recipes.read(recipe)
 
 
+def test_a_model_too_small_for_what_it_is_held_to_is_refused(recipe: Path) -> None:
+    edited(recipe, "hidden = 32\nlayers = 2\nheads = 4\nkv_heads = 4", "hidden = 10\nheads = 1\nkv_heads = 1")
+    with pytest.raises(ConfigError, match=r"micro\.toml: scratch\.hidden is 10, but joint\.dense reads 12 numbers"):
+        recipes.read(recipe)
+    edited(recipe, "dense = 5.0", "dense = 0.0")
+    assert recipes.read(recipe).scratch.hidden == 10
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [

@@ -357,7 +357,7 @@ def _check(r: Recipe, where: str) -> None:
 
 def _check_world(r: Recipe, where: str) -> None:
     """Raises ConfigError for more targets than people of the world have, and for a key that means nothing there."""
-    from popi_training.world import TARGETS
+    from popi_training.world import ATTRIBUTES, TARGETS
 
     for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora())):
         own = getattr(r, table)
@@ -368,3 +368,6 @@ def _check_world(r: Recipe, where: str) -> None:
     if j.pairs + learnt > TARGETS:
         besides = f" and {learnt} to learn from (joint.dpo_pairs)" if learnt else ""
         raise ConfigError(f"{where}: joint.pairs is {j.pairs}{besides}; people of the world have {TARGETS} pairs")
+    if j.dense and r.scratch.hidden < 2 * len(ATTRIBUTES):
+        needed = f"joint.dense reads {2 * len(ATTRIBUTES)} numbers from a state"
+        raise ConfigError(f"{where}: scratch.hidden is {r.scratch.hidden}, but {needed}")
