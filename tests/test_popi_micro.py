@@ -378,10 +378,11 @@ def test_a_model_too_small_for_what_it_is_held_to_is_refused(recipe: Path) -> No
         ('world = true\ncorpus = "corpus"', "data.corpus"), ("world = true\nwide = true", "data.wide"),
         ('world = true\ndimensions = ["tone"]', "data.dimensions"), ('world = true\nfile = "a.jsonl"', "data.file"),
         ('world = true\n[base]\nname = "other"', "base.name"), ('world = true\n[lora]\nstart = "a.gguf"', "lora.start"),
-        ("world = true\n[lora]\nrank = 4", "lora.rank"),
+        ("world = true\n[lora]\nrank = 4", "lora.rank"), ("silent = 0.0\nmost = 4", "users.most"),
+        ("silent = 0.0\nkinds = { rating = 1.0 }", "users.kinds"),
     ],
 )  # fmt: skip
 def test_a_key_that_means_nothing_in_the_world_is_refused(recipe: Path, line: str, key: str) -> None:
-    edited(recipe, "world = true", line)
+    edited(recipe, line.partition("\n")[0], line)
     with pytest.raises(ConfigError, match=re.escape(f"micro.toml: {key} means nothing with data.world")):
         recipes.read(recipe)

@@ -359,7 +359,8 @@ def _check_world(r: Recipe, where: str) -> None:
     """Raises ConfigError for more targets than people of the world have, and for a key that means nothing there."""
     from popi_training.world import ATTRIBUTES, TARGETS
 
-    for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora())):
+    users = Mix(silent=r.users.silent)
+    for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora()), ("users", users)):
         own = getattr(r, table)
         if odd := next((f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(plain, f.name)), ""):
             raise ConfigError(f"{where}: {table}.{odd} means nothing with data.world")
