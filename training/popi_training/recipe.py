@@ -287,7 +287,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
         ("lora.rank", r.lora.rank, 1, 256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1),
         ("users.most", u.most, 2, 64),
-        ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
+        ("users.least", u.least, 0, u.most), ("users.silent", u.silent, 0, 0.95),
         *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
         *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
         *((f"users.kinds.{k}", w, 0, 1e9) for k, w in u.kinds.items()),
@@ -313,6 +313,8 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
             f"not {r.method!r:.40} of {r.role!r:.40}"
         )
+    if not r.base.name:
+        raise ConfigError(f"{where}: base.name is empty")
     if r.base.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", r.base.sha256):
         raise ConfigError(f"{where}: base.sha256 must be 64 hexadecimal digits, not {r.base.sha256!r:.80}")
     if s.hidden and (s.hidden % s.heads or s.hidden // s.heads % 2 or s.heads % s.kv_heads):
