@@ -608,6 +608,20 @@ def test_what_follow_wrote_must_be_numbers_that_weigh_something(
     refused(popi("train", place / "recipe.toml", "--check"), why)
 
 
+@pytest.mark.parametrize("when", ["at a step", "on opening", "in Python"])
+def test_too_little_memory_is_one_line(place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def much(*_: Any) -> Any:
+        if when == "in Python":
+            raise MemoryError
+        return torch.empty(10**15)
+
+    taken = train.warm if when == "on opening" else train.Trainer
+    monkeypatch.setattr(taken, "load" if when == "on opening" else "clipped", much)
+    why = "for its models" if when == "on opening" else "step 0: too little memory on cpu for this train.batch"
+    refused(popi("train", place / "recipe.toml", "--out", place / "run"), why)
+    assert not (place / "run" / train.CHECKPOINT).exists()
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:
     trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
     with torch.no_grad():
