@@ -526,6 +526,33 @@ def test_processes_that_make_batches_change_no_number(place: Path) -> None:
     assert figures(place / "ahead") == figures(place / "whole") and alike(place / "ahead", place / "whole")
 
 
+KILLED = """
+import os, signal
+from popi_training import train
+class Large:
+    step = 0
+    def maker(self):
+        return lambda step: bytes(10**6)
+batches = iter(train.Trainer.batches(Large(), 100, 2))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_that_make_batches_end_with_the_one_that_was_killed() -> None:
+    running = child("-c", KILLED)
+    assert running.stdout is not None
+    workers = list(map(int, running.stdout.readline().split()))
+    try:
+        running.communicate(timeout=30)  # what they print to is closed when all of them are gone
+    except subprocess.TimeoutExpired:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        raise
+    assert len(workers) == 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_wrong_with_a_batch_is_one_line(
     place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, workers: int

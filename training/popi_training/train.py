@@ -73,7 +73,7 @@ class Trainer(ABC):
         steps, workers = _Steps(self.maker()), min(workers, os.cpu_count() or 1)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=_as_it_is,
-            prefetch_factor=4 if workers else None, worker_init_fn=_leave_interrupts,
+            prefetch_factor=4 if workers else None, worker_init_fn=_for_the_main_process,
         )  # fmt: skip
 
     @abstractmethod
@@ -210,9 +210,17 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _leave_interrupts(_: int) -> None:
-    """An interrupt is for the main process, which ends its workers."""
+def _for_the_main_process(_: int) -> None:
+    """An interrupt is for the main process, which ends its workers; where it was killed they end by themselves: torch
+    would let them wait for ever with what nobody takes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _next(batches: Iterator[Any]) -> Any:
