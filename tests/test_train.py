@@ -422,6 +422,10 @@ def test_a_file_or_a_link_to_nowhere_is_no_folder_to_train_in(place: Path, popi:
     for name in ("recipe.toml", "link"):
         refused(popi("train", place / "recipe.toml", "--out", place / name), f"{place / name}: it is no folder")
     assert not (place / "nowhere").exists()
+    for name, why in ((BOARD, "it is no folder"), (train.RECIPE, "Is a directory"), (train.LOCK, "Is a directory")):
+        out = Path(shutil.copytree(place / "whole", place / f"whole-{name}", ignore=shutil.ignore_patterns(name)))
+        (out / name).touch() if name == BOARD else (out / name).mkdir()
+        refused(popi("train", place / "recipe.toml", "--out", out), f"cannot write to {out / name}: {why}")
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(place: Path, made: Path) -> None:

@@ -307,7 +307,8 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
             _train(trainer, folder, min(until, trainer.recipe.train.steps), minutes, tell, workers)
     except OSError as e:
         why = "it is no folder" if isinstance(e, FileExistsError) else e.strerror
-        raise StoreError(f"cannot write to {folder}: {why}") from None
+        odd = (e.filename2 or e.filename) if isinstance(e, FileExistsError | IsADirectoryError) else folder
+        raise StoreError(f"cannot write to {odd}: {why}") from None
     return trainer.over()
 
 
