@@ -227,6 +227,15 @@ def test_the_command_trains_stops_and_goes_on(place: Path, popi: Popi, monkeypat
     assert popi("runs", "list", "--dir", place / "corpus")[1] == f"no runs in {place / 'corpus'}\n"
 
 
+def test_a_run_in_a_folder_whose_name_is_no_text_is_shown(place: Path) -> None:
+    (place / "whole").rename(place / os.fsdecode(b"caf\xe9"))
+    for words in (("runs", "list", "--dir", place), ("report", place / os.fsdecode(b"caf\xe9"), "--json")):
+        running = child("-m", "popi_edge", *words)
+        out, err = running.communicate()
+        assert running.returncode == 0 and "caf\\udce9" in out, err
+        assert words[0] == "runs" or json.loads(out)["run"] == os.fsdecode(b"caf\xe9")
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """SIGINT is heard, also where a shell that put the tests in the background had it ignored."""
