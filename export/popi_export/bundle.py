@@ -89,6 +89,9 @@ def read(path: Path, settings: Settings) -> Checkpoint:
         what = "a run (recipe.toml), a model's folder (config.json), an adapter's (adapter_config.json) or a .gguf file"
         raise ConfigError(f"{path} is none of what can be exported: {what}")
     recipe = recipes.read(folder / RECIPE)
+    if recipe.data.world or recipe.lora.full:
+        what = "of the controlled world" if recipe.data.world else "of whole models (lora.full)"
+        raise ConfigError(f"{path} is a run {what}; of runs only adapters on a base can be exported")
     state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     if state["made_from"].get("recipe") != recipe_hash(recipe):
         raise ConfigError(f"{folder / RECIPE} is not the recipe that {path} was trained by")
