@@ -359,6 +359,16 @@ def test_a_run_of_models_that_no_bundle_can_hold_is_said_to_be_that(run: Path, p
     assert listed(tmp_path) == ["run"]
 
 
+def test_seconds_that_are_no_number_are_not_counted(run: Path, home: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    lines = train.read_metrics(copy / train.METRICS)
+    assert checkpoint(copy, home).seconds == pytest.approx(sum(m["seconds"] for m in lines))
+    for odd, line in zip(("x", None, [], 10**400, float("nan")), lines, strict=False):
+        line["seconds"] = odd
+    (copy / train.METRICS).write_text("".join(json.dumps(m) + "\n" for m in lines))
+    assert checkpoint(copy, home).seconds == lines[5]["seconds"]
+
+
 def checkpoint(run: Path, home: Path) -> bundle.Checkpoint:
     return bundle.read(run, config.load(home))
 

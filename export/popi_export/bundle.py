@@ -36,7 +36,7 @@ from popi_edge.prompts import CONTRACT
 from popi_export.stages import versions
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
-from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
+from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, is_number, read_metrics, read_run
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -111,7 +111,7 @@ def _history(folder: Path, step: int) -> tuple[str, float]:
     """Which code a run was made by, and the seconds of its steps up to ``step``, as far as its folder says it."""
     metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.exists() else []
-    seconds = sum(float(m.get("seconds", 0)) for m in lines if m["step"] <= step)
+    seconds = sum(m["seconds"] for m in lines if m["step"] <= step and is_number(m.get("seconds")))
     return str(read_run(folder).get("commit") or "not known"), seconds
 
 
