@@ -604,6 +604,13 @@ def test_what_finish_cannot_do_is_said_before_training(
     refused(popi(*words), f"{recipe}: base.name: --finish makes a bundle, and devices know only smollm2-135m")
     assert not out.exists()
     monkeypatch.setitem(BASES, recipes.read(recipe).base.name, next(iter(BASES.values())))
+    (place / "corpus" / "follow.json").write_text('{"phrasings": {}}')
+    refused(popi(*words), f"{place / 'corpus'}: the corpus has too little for the set prompts")
+    edited(recipe, 'corpus = "corpus"', "")
+    whole = recipe.read_text().replace("rank = 4", "rank = 4\nfull = true")
+    (place / "whole.toml").write_text('method = "joint"\nrole = "both"\n' + whole)
+    refused(popi("train", place / "whole.toml", *words[2:]), "lora.full: --finish makes a bundle, which holds adapters")
+    assert not out.exists()
     page = out / "report" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text("<p>my own page")
