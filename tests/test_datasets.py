@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import random
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -243,6 +244,23 @@ def test_parquet_and_arrow_give_what_json_gives(tmp_path: Path, format: str) -> 
         load(str(tmp_path / "bad.parquet"))
     for name in ("broken.parquet", "broken.arrow"):
         (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(ConfigError, match=rf"^[^\n]*{name}: not readable as [^\n]*$"):
+            load(str(tmp_path / name))
+
+
+def test_a_damaged_table_is_one_line_and_does_not_end_the_program(tmp_path: Path) -> None:
+    """A text that is not UTF-8, and one that claims more than the file holds: pyarrow would read what is not there."""
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    table = pa.Table.from_pylist([elix(n, "child") for n in range(12)])
+    parquet.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    whole, ends = (tmp_path / "rows.arrow").read_bytes(), b"".join(struct.pack("<i", 5 * n) for n in range(13))
+    assert ends in whole  # where each "child" of a column ends
+    (tmp_path / "long.arrow").write_bytes(whole.replace(ends, ends[:-4] + struct.pack("<i", 2**30)))
+    for name in ("rows.parquet", "rows.arrow"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"child", b"ch\xb5ld"))
+    for name in ("rows.parquet", "rows.arrow", "long.arrow"):
         with pytest.raises(ConfigError, match=rf"^[^\n]*{name}: not readable as [^\n]*$"):
             load(str(tmp_path / name))
 

@@ -344,6 +344,31 @@ def test_a_checkpoint_that_cannot_become_a_bundle_is_refused(how: str, run: Path
     assert listed(tmp_path) == ["run"]
 
 
+def test_a_run_of_models_that_no_bundle_can_hold_is_said_to_be_that(run: Path, popi: Popi, tmp_path: Path) -> None:
+    micro = Path(recipe.__file__).parent.parent / "recipes" / "popi-micro.toml"
+    whole = (run / train.RECIPE).read_text().replace("rank = 4", "rank = 4\nfull = true")
+    whole = whole.replace('name = "small"', 'name = "small"\nmethod = "joint"\nrole = "both"')
+    for text, what in ((micro.read_text("utf-8"), "of the controlled world"), (whole, "of whole models (lora.full)")):
+        copy = Path(shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True))
+        (copy / train.RECIPE).write_text(text)
+        state = torch.load(copy / train.CHECKPOINT, weights_only=True)
+        state["made_from"]["recipe"] = train.recipe_hash(recipe.read(copy / train.RECIPE))
+        state["adapters"] = {"infer": {"model.norm.weight": torch.ones(3)}}
+        torch.save(state, copy / train.CHECKPOINT)
+        refused(popi(copy, tmp_path / "out"), f"{copy} is a run {what}; of runs only adapters")
+    assert listed(tmp_path) == ["run"]
+
+
+def test_seconds_that_are_no_number_are_not_counted(run: Path, home: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    lines = train.read_metrics(copy / train.METRICS)
+    assert checkpoint(copy, home).seconds == pytest.approx(sum(m["seconds"] for m in lines))
+    for odd, line in zip(("x", None, [], 10**400, float("nan")), lines, strict=False):
+        line["seconds"] = odd
+    (copy / train.METRICS).write_text("".join(json.dumps(m) + "\n" for m in lines))
+    assert checkpoint(copy, home).seconds == lines[5]["seconds"]
+
+
 def checkpoint(run: Path, home: Path) -> bundle.Checkpoint:
     return bundle.read(run, config.load(home))
 

@@ -364,16 +364,25 @@ def test_more_pairs_than_people_have_are_refused_before_the_warm_start(recipe: P
         recipes.read(recipe)
 
 
+def test_a_model_too_small_for_what_it_is_held_to_is_refused(recipe: Path) -> None:
+    edited(recipe, "hidden = 32\nlayers = 2\nheads = 4\nkv_heads = 4", "hidden = 10\nheads = 1\nkv_heads = 1")
+    with pytest.raises(ConfigError, match=r"micro\.toml: scratch\.hidden is 10, but joint\.dense reads 12 numbers"):
+        recipes.read(recipe)
+    edited(recipe, "dense = 5.0", "dense = 0.0")
+    assert recipes.read(recipe).scratch.hidden == 10
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [
         ('world = true\ncorpus = "corpus"', "data.corpus"), ("world = true\nwide = true", "data.wide"),
         ('world = true\ndimensions = ["tone"]', "data.dimensions"), ('world = true\nfile = "a.jsonl"', "data.file"),
         ('world = true\n[base]\nname = "other"', "base.name"), ('world = true\n[lora]\nstart = "a.gguf"', "lora.start"),
-        ("world = true\n[lora]\nrank = 4", "lora.rank"),
+        ("world = true\n[lora]\nrank = 4", "lora.rank"), ("silent = 0.0\nmost = 4", "users.most"),
+        ("silent = 0.0\nkinds = { rating = 1.0 }", "users.kinds"),
     ],
 )  # fmt: skip
 def test_a_key_that_means_nothing_in_the_world_is_refused(recipe: Path, line: str, key: str) -> None:
-    edited(recipe, "world = true", line)
+    edited(recipe, line.partition("\n")[0], line)
     with pytest.raises(ConfigError, match=re.escape(f"micro.toml: {key} means nothing with data.world")):
         recipes.read(recipe)

@@ -62,6 +62,7 @@ def test_the_kinds_are_those_that_can_be_exported() -> None:
         ("seed = 1", "name is missing"),
         ("name = '../up'", "name must be letters"),
         ("name = ''", "name must be letters"),
+        ("name = 'a'\n[base]\nname = ''", "base.name is empty"),
         ("name = 'a'\nmethod = 'magic'", 'method and role must be "warm_start" of "infer" or "joint" of "both"'),
         ("name = 'a'\nname = 'b'", "not TOML"),
         ("name = ", "not TOML"),
@@ -101,6 +102,7 @@ def test_a_key_that_is_not_there_is_named_with_the_nearest(text: str, why: str, 
         ("users", "wants = [nan]", "users.wants is nan"),
         ("users", "kinds = { post = 0 }", "users.kinds: the weights sum to nothing"),
         ("users", "most = 1", "users.most is 1"),
+        ("users", "most = 4\nleast = 5", "users.least is 5; it must lie between 0 and 4"),
     ],
 )  # fmt: skip
 def test_an_impossible_number_is_named(table: str, line: str, why: str, tmp_path: Path) -> None:

@@ -248,6 +248,20 @@ def test_pictures_have_words_and_the_files_beside_the_page_are_pictures(real: Pa
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}{% raw %}&amp;$\\frac{"
 
 
+def test_the_parts_of_the_controlled_world_are_not_said_to_be_rows_of_one_another(tmp_path: Path, page: Page) -> None:
+    folder = an_evaluation(a_run(tmp_path / "run") / "eval" / "world", None)
+    table = json.loads((folder / "result.json").read_text())
+    table["conditions"] |= {"bayes": entry(0.95, 0, 0.95)}
+    parts = [table | {"part": part, "pairs": pairs} for pairs, part in enumerate(("users", "combinations"), 7)]
+    (folder / "result.json").write_text(json.dumps(parts[0] | {"parts": parts}))
+    assert called(tmp_path / "run").exit_code == 0
+    made = Page((tmp_path / "run" / "report" / "index.html").read_text("utf-8"))
+    shown = [caption for caption in made.tables if caption.startswith("Test part")]
+    assert [caption.split(" pairs")[0] for caption in shown] == ["Test part users: 7", "Test part combinations: 8"]
+    assert "All rows" not in made.text and "intervals draw whole people, and the gap is that from" in made.text
+    assert "controlled world" not in page.text
+
+
 def test_hostile_texts_are_texts(tmp_path: Path, page: Page) -> None:
     run = a_run(tmp_path / "run", name=HOSTILE)
     field = {"step": 1, "loss": 1.0, HOSTILE: 2.0, "_$\\frac{$": 3.0}
@@ -426,7 +440,8 @@ def test_the_front_holds_what_nothing_beats() -> None:
     found = [
         condition("raw", 400, 0.8), condition("none", 0, 0.5), condition("summary", 20, 0.7),
         condition("shuffled", 20, 0.6), condition("longer way", 30, 0.7), condition("twin", 20, 0.7),
-        condition("oracle_summary", 1, 0.99), condition("bayes", 1, 1.0), condition("longer", 0, 0.9, baseline=True),
+        condition("oracle_summary", 1, 0.99), condition("bayes", 0, 1.0), condition("bayes_any", 0, 0.9),
+        condition("longer", 0, 0.9, baseline=True),
         condition("empty", 5, None),
     ]  # fmt: skip
     for seed in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from popi_training import behaviour, corpus, probe, splits, testsets
 from popi_training.evaluate.conditions import draw_donors
 from popi_training.evaluate.data import Row, load
 from popi_training.users import Mix, User, Want
+from tests import tiny_training as small
 
 OURS, HELD, SPLIT = corpus.load(), corpus.load(heldout=True), splits.read()
 TRAIN_PROMPTS = {t for i, t in OURS.prompts.items() if i not in SPLIT.dev_prompts}
@@ -47,6 +49,38 @@ def test_users_come_in_opposite_pairs_on_one_target(part: str) -> None:
     for row, donor in zip(found, draw_donors(found, 0), strict=True):
         assert found[donor.opposite].id == row.mirror
     assert rows(part) == found  # the same every time
+
+
+def test_a_corpus_that_has_too_little_for_a_set_is_one_line_until_it_has_enough(tmp_path: Path) -> None:
+    folder = small.corpus(tmp_path / "corpus")
+    (folder / "follow.json").write_text('{"phrasings": {}}')
+    held = [{"type": "reaction", "kind": k, "set": "held", "text": f"I was {k}."} for k in ("pleased", "displeased")]
+    facts = [{"type": "fact", "voice": v, "set": "held", "text": f"A {v}."} for v in ("statement", "post", "profile")]
+    replies = {"short": "In a short way. " + "x " * 20, "long": "In a long way. " + "x " * 20}
+    pairs = [
+        {"type": "pair", "id": f"held-{i}", "dimension": "size", "prompt": f"form-{i}", "replies": replies}
+        for i in (8, 9)
+    ]
+    prompt = {"type": "prompt", "id": "form-8", "text": "How so?"}
+    steps = [
+        ("facts.jsonl", held, "held-out facts of each voice"),
+        ("facts.jsonl", facts, "any pair"),
+        ("heldout/form.jsonl", pairs[1:], "pairs of size about another prompt than the target's"),
+        ("heldout/form.jsonl", [prompt, pairs[0]], ""),
+    ]
+    lacking = "held-out pleased reactions"
+    for name, more, then in steps:
+        with pytest.raises(ConfigError, match=f"^{folder}: .* too little for the set prompts: it lacks {lacking}$"):
+            load(folder, "corpus", limit=4, part="prompts")
+        with (folder / name).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in more)
+        lacking = then
+    assert len(load(folder, "corpus", limit=4, part="prompts").rows) == 4
+    split = json.loads((folder / "splits.json").read_text())
+    (folder / "splits.json").write_text(json.dumps(split | {"combinations": []}))
+    for part, why in (("users", "held-out pairs of tone"), ("combinations", "held-out combinations")):
+        with pytest.raises(ConfigError, match=f"too little for the set {part}: it lacks {why}"):
+            load(folder, "corpus", limit=4, part=part)
 
 
 def test_the_longer_reply_is_right_for_half() -> None:

@@ -227,6 +227,15 @@ def test_the_command_trains_stops_and_goes_on(place: Path, popi: Popi, monkeypat
     assert popi("runs", "list", "--dir", place / "corpus")[1] == f"no runs in {place / 'corpus'}\n"
 
 
+def test_a_run_in_a_folder_whose_name_is_no_text_is_shown(place: Path) -> None:
+    (place / "whole").rename(place / os.fsdecode(b"caf\xe9"))
+    for words in (("runs", "list", "--dir", place), ("report", place / os.fsdecode(b"caf\xe9"), "--json")):
+        running = child("-m", "popi_edge", *words)
+        out, err = running.communicate()
+        assert running.returncode == 0 and "caf\\udce9" in out, err
+        assert words[0] == "runs" or json.loads(out)["run"] == os.fsdecode(b"caf\xe9")
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """SIGINT is heard, also where a shell that put the tests in the background had it ignored."""
@@ -306,6 +315,24 @@ def test_a_base_file_is_looked_for_beside_the_recipe(
     monkeypatch.chdir(tmp_path)
     assert popi("train", place / "recipe.toml", "--check")[0] == 0
     assert popi("train", place / "recipe.toml", "--out", tmp_path / "run", "--until", 1)[0] == 0
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("key", ["base.name", "data.corpus", "lora.start", "data.file", "data.apart"])
+def test_a_name_that_no_file_can_have_is_one_line(place: Path, popi: Popi, key: str, check: bool) -> None:
+    (place / "circle").symlink_to("circle")
+    if key.startswith("data.") and key != "data.corpus":
+        edited(place / "recipe.toml", 'name = "small"', 'name = "small"\nmethod = "joint"\nrole = "both"')
+        edited(place / "recipe.toml", 'corpus = "corpus"', 'file = "roleplay.jsonl"')
+        rows = [{"x": f"Thing {i}?", "yw": "Yes.", "yl": "No.", "level": "ann"} for i in range(99)]
+        (place / "roleplay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table, name = key.split(".")
+    text = re.sub(rf"(?m)^{name} = .*\n(?!method|seed)", "", (place / "recipe.toml").read_text())
+    words = ["--check"] if check else ["--out", place / "run"]
+    for value, why in (("circle", "a link that leads back to itself"), ("x" * 300, "File name too long")):
+        (place / "recipe.toml").write_text(text.replace(f"[{table}]", f'[{table}]\n{name} = "{value}"'))
+        refused(popi("train", place / "recipe.toml", *words), f"recipe.toml: {key}: {value[:80]}: {why}")
+    assert not (place / "run").exists()
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -404,6 +431,10 @@ def test_a_file_or_a_link_to_nowhere_is_no_folder_to_train_in(place: Path, popi:
     for name in ("recipe.toml", "link"):
         refused(popi("train", place / "recipe.toml", "--out", place / name), f"{place / name}: it is no folder")
     assert not (place / "nowhere").exists()
+    for name, why in ((BOARD, "it is no folder"), (train.RECIPE, "Is a directory"), (train.LOCK, "Is a directory")):
+        out = Path(shutil.copytree(place / "whole", place / f"whole-{name}", ignore=shutil.ignore_patterns(name)))
+        (out / name).touch() if name == BOARD else (out / name).mkdir()
+        refused(popi("train", place / "recipe.toml", "--out", out), f"cannot write to {out / name}: {why}")
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(place: Path, made: Path) -> None:
@@ -508,6 +539,33 @@ def test_processes_that_make_batches_change_no_number(place: Path) -> None:
     assert figures(place / "ahead") == figures(place / "whole") and alike(place / "ahead", place / "whole")
 
 
+KILLED = """
+import os, signal
+from popi_training import train
+class Large:
+    step = 0
+    def maker(self):
+        return lambda step: bytes(10**6)
+batches = iter(train.Trainer.batches(Large(), 100, 2))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_that_make_batches_end_with_the_one_that_was_killed() -> None:
+    running = child("-c", KILLED)
+    assert running.stdout is not None
+    workers = list(map(int, running.stdout.readline().split()))
+    try:
+        running.communicate(timeout=30)  # what they print to is closed when all of them are gone
+    except subprocess.TimeoutExpired:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        raise
+    assert len(workers) == 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_wrong_with_a_batch_is_one_line(
     place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -546,6 +604,13 @@ def test_what_finish_cannot_do_is_said_before_training(
     refused(popi(*words), f"{recipe}: base.name: --finish makes a bundle, and devices know only smollm2-135m")
     assert not out.exists()
     monkeypatch.setitem(BASES, recipes.read(recipe).base.name, next(iter(BASES.values())))
+    (place / "corpus" / "follow.json").write_text('{"phrasings": {}}')
+    refused(popi(*words), f"{place / 'corpus'}: the corpus has too little for the set prompts")
+    edited(recipe, 'corpus = "corpus"', "")
+    whole = recipe.read_text().replace("rank = 4", "rank = 4\nfull = true")
+    (place / "whole.toml").write_text('method = "joint"\nrole = "both"\n' + whole)
+    refused(popi("train", place / "whole.toml", *words[2:]), "lora.full: --finish makes a bundle, which holds adapters")
+    assert not out.exists()
     page = out / "report" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text("<p>my own page")
@@ -561,6 +626,47 @@ def test_a_corpus_that_lacks_what_the_users_need_is_refused(place: Path, popi: P
     refused(popi("train", place / "recipe.toml", "--check"), "no facts for training")
     edited(place / "corpus" / "splits.json", '["form-3"]', "[]")
     refused(popi("train", place / "recipe.toml", "--check"), "no pairs are left to develop on")
+
+
+@pytest.mark.parametrize(
+    ("phrasings", "why"),
+    [
+        ([-8.0] * 36, "train.sharpness is too large for the figures in"),
+        ([8.0] * 36, "train.sharpness is too large for the figures in"),
+        ([7.09] * 36, "train.sharpness is too large for the figures in"),  # each can be told, their sum cannot
+        ([float("inf")] * 36, "follow.json: not what popi_training.follow writes: no number for 'Prefers short"),
+        ([True] * 36, "no number for"),
+        (["1.0"] * 36, "no number for"),
+        ([10**400] * 36, "no number for"),
+        ([0.1] * 35, "was not measured, nor 0 more"),
+        ("[" * 100_000, "follow.json: not what popi_training.follow writes: maximum recursion"),
+        ("[]", "follow.json: not what popi_training.follow writes"),
+    ],
+)
+def test_what_follow_wrote_must_be_numbers_that_weigh_something(
+    place: Path, popi: Popi, phrasings: str | list[object], why: str
+) -> None:
+    lines = map(json.loads, (place / "corpus" / "form.jsonl").read_text().splitlines())
+    said = [text for row in lines for pole in row.get("poles", ()) for text in pole["summary"]]
+    if not isinstance(phrasings, str):
+        phrasings = json.dumps({"phrasings": dict(zip(said, phrasings, strict=False))})
+    (place / "corpus" / "follow.json").write_text(phrasings)
+    edited(place / "recipe.toml", "easy = 2", "easy = 2\nsharpness = 100.0")
+    refused(popi("train", place / "recipe.toml", "--check"), why)
+
+
+@pytest.mark.parametrize("when", ["at a step", "on opening", "in Python"])
+def test_too_little_memory_is_one_line(place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def much(*_: Any) -> Any:
+        if when == "in Python":
+            raise MemoryError
+        return torch.empty(10**15)
+
+    taken = train.warm if when == "on opening" else train.Trainer
+    monkeypatch.setattr(taken, "load" if when == "on opening" else "clipped", much)
+    why = "for its models" if when == "on opening" else "step 0: too little memory on cpu for this train.batch"
+    refused(popi("train", place / "recipe.toml", "--out", place / "run"), why)
+    assert not (place / "run" / train.CHECKPOINT).exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:

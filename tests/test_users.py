@@ -102,6 +102,8 @@ def test_noise_is_a_judgement_the_wrong_way_round_as_often_as_it_says() -> None:
     assert wrong(JUDGED) == 0.0
     assert 0.24 < wrong(replace(JUDGED, noise=0.3)) < 0.36
     assert wrong(replace(JUDGED, noise=1.0)) == 1.0
+    unjudged = {"statement": 1.0, "comparison": 0.0, "rating": 0.0}
+    assert wrong(replace(JUDGED, noise=1.0, kinds=unjudged)) == 1.0
 
 
 def test_after_a_change_of_mind_the_newer_wins() -> None:

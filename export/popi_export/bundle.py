@@ -36,7 +36,7 @@ from popi_edge.prompts import CONTRACT
 from popi_export.stages import versions
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
-from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, read_metrics, read_run
+from popi_training.runfolder import CHECKPOINT, METRICS, RECIPE, is_number, read_metrics, read_run
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -89,6 +89,9 @@ def read(path: Path, settings: Settings) -> Checkpoint:
         what = "a run (recipe.toml), a model's folder (config.json), an adapter's (adapter_config.json) or a .gguf file"
         raise ConfigError(f"{path} is none of what can be exported: {what}")
     recipe = recipes.read(folder / RECIPE)
+    if recipe.data.world or recipe.lora.full:
+        what = "of the controlled world" if recipe.data.world else "of whole models (lora.full)"
+        raise ConfigError(f"{path} is a run {what}; of runs only adapters on a base can be exported")
     state = read_checkpoint(folder / CHECKPOINT if path.is_dir() else path)
     if state["made_from"].get("recipe") != recipe_hash(recipe):
         raise ConfigError(f"{folder / RECIPE} is not the recipe that {path} was trained by")
@@ -108,7 +111,7 @@ def _history(folder: Path, step: int) -> tuple[str, float]:
     """Which code a run was made by, and the seconds of its steps up to ``step``, as far as its folder says it."""
     metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.exists() else []
-    seconds = sum(float(m.get("seconds", 0)) for m in lines if m["step"] <= step)
+    seconds = sum(m["seconds"] for m in lines if m["step"] <= step and is_number(m.get("seconds")))
     return str(read_run(folder).get("commit") or "not known"), seconds
 
 

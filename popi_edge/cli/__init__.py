@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from importlib.metadata import entry_points
 from typing import Any
@@ -59,6 +60,8 @@ def main() -> None:
     """Run ``popi``: exit 0 done, 1 refused or failed (one line on stderr), 2 wrong usage, 130 interrupted."""
     from popi_edge.errors import PopiError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text; stderr spells it out already
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = program(standalone_mode=False)
     except click.ClickException as e:

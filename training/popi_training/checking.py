@@ -143,13 +143,14 @@ def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
     from popi_edge.errors import ConfigError
     from popi_edge.models.bases import BASES, file_sha256, find
     from popi_training import folder, warm
+    from popi_training.recipe import beside
 
     name = recipe.base.name
     if name in BASES:
         path, digest = find(BASES[name], settings.models), BASES[name].sha256
         warm.refuse_base(recipe, name, digest)
         return path
-    named = (where.parent / name).resolve()
+    named = beside(where, name, "base.name")
     if "/" in name and not name.endswith(".gguf") and not named.exists():
         if named.parent.is_dir():
             raise ConfigError(f"{where}: base.name: there is no folder {named}")

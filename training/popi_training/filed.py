@@ -19,7 +19,7 @@ from popi_training import corpus as corpora
 from popi_training import datasets
 from popi_training.evaluate.data import same_text
 from popi_training.people import Person
-from popi_training.recipe import Recipe
+from popi_training.recipe import Recipe, beside
 
 DEV_SHARE = 10
 """One prompt in so many is kept for development."""
@@ -64,7 +64,7 @@ def load(recipe: Recipe, where: Path) -> Filed:
     j = recipe.joint
     wanted = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
     name = recipe.data.file
-    path = (where.parent / name).resolve()
+    path = beside(where, name, "data.file")
     loaded = datasets.load(
         str(path) if path.exists() else name, recipe.data.format or "auto", seed=recipe.seed,
         signals=recipe.users.most, targets=j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group),
@@ -81,7 +81,7 @@ def load(recipe: Recipe, where: Path) -> Filed:
         key = "joint.warm" if j.warm else "joint.schedule \"sft\""
         raise ConfigError(f"{where}: {key} imitates what describes a person; data.file says nothing of {untold:.80}")
     if recipe.data.apart:
-        _refuse(train, (where.parent / recipe.data.apart).resolve(), recipe.data.apart_format, where)
+        _refuse(train, beside(where, recipe.data.apart, "data.apart"), recipe.data.apart_format, where)
     return Filed(tuple(train), tuple(dev), loaded)
 
 

@@ -198,6 +198,18 @@ def read(path: Path) -> Recipe:
     return parse(text, str(path))
 
 
+def beside(where: Path, name: str, key: str) -> Path:
+    """The file or folder that a recipe's ``key`` names, relative to the recipe; it need not be there. Raises
+    ConfigError for what cannot be one: too long a name, a link that leads back to itself."""
+    try:
+        path = (where.parent / name).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "a link that leads back to itself"
+        raise ConfigError(f"{where}: {key}: {name:.80}: {why}") from None
+    return path
+
+
 def parse(text: str, where: str) -> Recipe:
     """A recipe from its text; ``where`` names it in errors. Raises ConfigError as ``read`` does."""
     table = limits.tables(text, where)
@@ -275,7 +287,7 @@ def _bounds(r: Recipe) -> list[tuple[str, float, float, float]]:
         ("scratch.ffn", s.ffn, 8, 16384), ("scratch.context", s.context, 64, 8192),
         ("lora.rank", r.lora.rank, 1, 256), ("lora.alpha", r.lora.alpha, 1e-3, 1e4), ("seed", r.seed, 0, 2**31 - 1),
         ("users.most", u.most, 2, 64),
-        ("users.least", u.least, 0, 64), ("users.silent", u.silent, 0, 0.95),
+        ("users.least", u.least, 0, u.most), ("users.silent", u.silent, 0, 0.95),
         *((f"users.{k}", getattr(u, k), 0, 1) for k in ("noise", "change", "cancel", "distractors")),
         *(("users.wants", w, 0, 1e9) for w in u.wants), *(("users.signals", w, 0, 1e9) for w in u.signals),
         *((f"users.kinds.{k}", w, 0, 1e9) for k, w in u.kinds.items()),
@@ -301,6 +313,8 @@ def _check(r: Recipe, where: str) -> None:
             f"{where}: method and role must be \"warm_start\" of \"infer\" or \"joint\" of \"both\", "
             f"not {r.method!r:.40} of {r.role!r:.40}"
         )
+    if not r.base.name:
+        raise ConfigError(f"{where}: base.name is empty")
     if r.base.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", r.base.sha256):
         raise ConfigError(f"{where}: base.sha256 must be 64 hexadecimal digits, not {r.base.sha256!r:.80}")
     if s.hidden and (s.hidden % s.heads or s.hidden // s.heads % 2 or s.heads % s.kv_heads):
@@ -345,9 +359,10 @@ def _check(r: Recipe, where: str) -> None:
 
 def _check_world(r: Recipe, where: str) -> None:
     """Raises ConfigError for more targets than people of the world have, and for a key that means nothing there."""
-    from popi_training.world import TARGETS
+    from popi_training.world import ATTRIBUTES, TARGETS
 
-    for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora())):
+    users = Mix(silent=r.users.silent)
+    for table, plain in (("data", Data(world=True)), ("base", Base()), ("lora", Lora()), ("users", users)):
         own = getattr(r, table)
         if odd := next((f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(plain, f.name)), ""):
             raise ConfigError(f"{where}: {table}.{odd} means nothing with data.world")
@@ -356,3 +371,6 @@ def _check_world(r: Recipe, where: str) -> None:
     if j.pairs + learnt > TARGETS:
         besides = f" and {learnt} to learn from (joint.dpo_pairs)" if learnt else ""
         raise ConfigError(f"{where}: joint.pairs is {j.pairs}{besides}; people of the world have {TARGETS} pairs")
+    if j.dense and r.scratch.hidden < 2 * len(ATTRIBUTES):
+        needed = f"joint.dense reads {2 * len(ATTRIBUTES)} numbers from a state"
+        raise ConfigError(f"{where}: scratch.hidden is {r.scratch.hidden}, but {needed}")

@@ -183,9 +183,10 @@ def _columns(path: Path) -> Iterator[tuple[str, Any]]:
         with path.open("rb") as blob:
             stream = path.suffix.lower() == ".arrow"
             for batch in pa.ipc.open_stream(blob) if stream else parquet.ParquetFile(blob).iter_batches(1000):
+                batch.validate(full=True)  # what is damaged in it would end the process where it is read
                 for item in batch.to_pylist():
                     i += 1
                     yield f"{path}: row {i}", item
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as e:
         reason = next(iter(str(e).splitlines()), type(e).__name__)
         raise ConfigError(f"{path}: not readable as {path.suffix[1:].lower()}: {reason}") from None

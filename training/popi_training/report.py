@@ -28,7 +28,7 @@ MARK = "popi report"
 NO_PICTURES: Mapping[str, Any] = {"curves": [], "pareto": {}, "left": []}
 SHOWN = 100
 """Rows of summaries or failures on the page; the rest is only counted."""
-CEILINGS = ("oracle_summary", "bayes")
+CEILINGS = ("oracle_summary", "bayes", "bayes_any")
 """Conditions that nobody can have: they bound the others, and are not on the front."""
 
 
@@ -55,6 +55,11 @@ def shortcomings(own: float, other: float, chose: float | None = None) -> list[s
     if own <= other:
         out.append("the opposite’s summary did better" if own < other else "the opposite’s summary did as well")
     return out
+
+
+def of_world(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether one of them is of the controlled world, where the best that can be done is known."""
+    return any(line.name == "bayes" for e in evaluations for line in e.tables[0].lines)
 
 
 def failures(listing: Sequence[Listed]) -> list[tuple[Listed, list[str]]]:
@@ -154,6 +159,7 @@ def page(sources: Sources, pictures: Mapping[str, Any], lacking: Sequence[str]) 
     helpers: dict[str, Callable[..., Any]] = {
         "number": number, "bounds": bounds, "front": front, "failures": failures, "spread": spread,
         "described": described, "side_by_side": side_by_side, "duration": duration, "figure": figure,
+        "of_world": of_world,
         "reach": lambda tests: max([0.1, *(abs(v) for t in tests for v in (t.value, t.low, t.high) if v is not None)]),
         "reasons": lambda failed: Counter(why for _, whys in failed for why in whys),
         "base64": lambda blob: base64.b64encode(blob).decode(),

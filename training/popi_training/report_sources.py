@@ -260,12 +260,14 @@ def _share(value: Any) -> float | None:
 
 
 def _tables(result: Mapping[str, Any], title: str) -> list[Table]:
-    """The table of a result, of its pairs whose shorter reply is right, and of each persona or further part."""
+    """The table of a result, of its pairs whose shorter reply is right, and of each persona; of a result of the
+    controlled world the tables of its parts, which are other people."""
+    if parts := result.get("parts", ()):
+        return [_table(t, f"Test part {t['part']}", part=False) for t in (result, *parts[1:])]
     out = [_table(result, title, part=False)]
     if "shorter" in result:
         out.append(_table(result["shorter"], f"{title}: the shorter reply is the right one"))
-    apart = [*result.get("by_persona", {}).items(), *((t["part"], t) for t in result.get("parts", ())[1:])]
-    return [*out, *(_table(t, f"{title}: {name}") for name, t in apart)]
+    return [*out, *(_table(t, f"{title}: {name}") for name, t in result.get("by_persona", {}).items())]
 
 
 def _table(table: Mapping[str, Any], title: str, *, part: bool = True) -> Table:

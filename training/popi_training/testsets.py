@@ -35,9 +35,11 @@ SAID = {"statement": 0.4, "post": 0.25, "profile": 0.2, "conversation": 0.15}
 
 
 def build(folder: Path, part: str, rows: int, seed: int) -> tuple[list[Row], str]:
-    """``rows`` rows of a set (an even number) and a hash of them. Raises ConfigError for a set that does not exist."""
+    """``rows`` rows of a set (an even number) and a hash of them. Raises ConfigError for a set that does not exist, or
+    that the corpus has too little for."""
     material, mix, combinations = source(folder, part)
     asked = source(folder, "prompts")[0] if part in ("users", "combinations") else material
+    _complete(folder, part, material, asked, mix, combinations)
     follow = read_follow(folder / FOLLOW)
     out: list[Row] = []
     for k in range((rows + 1) // 2):
@@ -77,6 +79,27 @@ def source(folder: Path, part: str) -> tuple[Material, Mix, Sequence[frozenset[s
         mix = replace(MIX, wants=(1.0,), signals=weights, kinds={"comparison": 1.0}, distractors=0, most=16, least=1)
         return material, mix, []
     raise ConfigError(f"there is no set {part!r}; there are {', '.join(SETS)}, kind-KIND and signals-N (N up to 16)")
+
+
+def _complete(
+    folder: Path, part: str, material: Material, asked: Material, mix: Mix, combinations: Sequence[frozenset[str]]
+) -> None:
+    """Raises ConfigError where the corpus lacks something that the users of a set or their targets are made of."""
+    dimensions = sorted(set().union(*combinations)) if part == "combinations" else material.dimensions
+    targets = {p.prompt for d in dimensions for p in asked.pairs.get(d, ())}
+    lacking = "" if dimensions else "any pair" if part != "combinations" else "held-out combinations"
+    for d in dimensions:
+        prompts = {p.prompt for p in material.pairs.get(d, ())}
+        if d not in asked.pairs:
+            lacking = f"held-out pairs of {d}"
+        elif any(prompts <= {target} for target in targets):
+            lacking = f"pairs of {d} about another prompt than the target's"
+    if mix.distractors and not set(material.facts) >= {"statement", "post", "profile"}:
+        lacking = "held-out facts of each voice"
+    if mix.kinds.get("conversation") and not material.reactions.get("pleased"):
+        lacking = "held-out pleased reactions"
+    if lacking:
+        raise ConfigError(f"{folder}: the corpus has too little for the set {part}: it lacks {lacking}")
 
 
 def _mirrored(

@@ -40,6 +40,8 @@ from popi_training.roles import Roles
 from popi_training.runfolder import BEST, BOARD, CHECKPOINT, LOCK, METRICS, RECIPE, RUN, read_metrics, read_run
 from popi_training.team import Team, join, several
 
+CPU_MEMORY = "DefaultCPUAllocator"
+"""Stands in what torch says where the CPU's memory is at an end; on a GPU it raises OutOfMemoryError."""
 Tell = Callable[[int, int, Mapping[str, Any]], None]
 """Step, last step, the step's line of metrics."""
 
@@ -71,7 +73,7 @@ class Trainer(ABC):
         steps, workers = _Steps(self.maker()), min(workers, os.cpu_count() or 1)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=_as_it_is,
-            prefetch_factor=4 if workers else None, worker_init_fn=_leave_interrupts,
+            prefetch_factor=4 if workers else None, worker_init_fn=_for_the_main_process,
         )  # fmt: skip
 
     @abstractmethod
@@ -208,9 +210,17 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _leave_interrupts(_: int) -> None:
-    """An interrupt is for the main process, which ends its workers."""
+def _for_the_main_process(_: int) -> None:
+    """An interrupt is for the main process, which ends its workers; where it was killed they end by themselves: torch
+    would let them wait for ever with what nobody takes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _next(batches: Iterator[Any]) -> Any:
@@ -238,8 +248,20 @@ def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu
         if several():
             join(device)
     method = "joint_run" if recipe.method == "joint" else "warm_start"
-    trainer: Trainer = importlib.import_module(f"popi_training.{method}").open_run(recipe, where, settings, device)
+    with _memory(lambda: f"{where}: too little memory on {device} for its models"):
+        trainer: Trainer = importlib.import_module(f"popi_training.{method}").open_run(recipe, where, settings, device)
     return trainer
+
+
+@contextmanager
+def _memory(what: Callable[[], str]) -> Iterator[None]:
+    """Raises EngineError saying ``what`` where there is too little memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and CPU_MEMORY not in str(e):
+            raise
+        raise EngineError(what()) from None
 
 
 def made_from(
@@ -278,13 +300,15 @@ def run(trainer: Trainer, folder: Path, *, until: int, minutes: float | None, te
     """Train up to step ``until``, or for so many minutes, then save; ``workers`` processes make the batches ahead.
     Returns whether the recipe's end was reached, or that of its patience."""
     try:
-        with _alone(trainer.team, folder):
+        with (
+            _alone(trainer.team, folder),
+            _memory(lambda: f"step {trainer.step}: too little memory on {trainer.device} for this train.batch"),
+        ):
             _train(trainer, folder, min(until, trainer.recipe.train.steps), minutes, tell, workers)
     except OSError as e:
         why = "it is no folder" if isinstance(e, FileExistsError) else e.strerror
-        raise StoreError(f"cannot write to {folder}: {why}") from None
-    except torch.OutOfMemoryError:
-        raise EngineError(f"step {trainer.step}: too little memory on {trainer.device} for this train.batch") from None
+        odd = (e.filename2 or e.filename) if isinstance(e, FileExistsError | IsADirectoryError) else folder
+        raise StoreError(f"cannot write to {odd}: {why}") from None
     return trainer.over()
 
 

@@ -215,7 +215,7 @@ class _Teller:
     def tell(self, want: Want, *, clear: bool = True) -> Signal:
         """One signal that shows ``want``; not ``clear``: only a judgement, as a slip would be."""
         rng, material = self.rng, self.material
-        kinds = self.mix.kinds if clear else {k: v for k, v in self.mix.kinds.items() if k in KINDS[:2]}
+        kinds = self.mix.kinds if clear else {k: v for k, v in self.mix.kinds.items() if v and k in KINDS[:2]}
         kind, common = weighted(rng, kinds or {"comparison": 1.0}), self._common()
         if kind in ("statement", "post", "profile"):
             text = material.phrasing(want, kind, rng)

@@ -25,7 +25,8 @@ from popi_training import corpus as corpora
 from popi_training import folder, splits
 from popi_training.evaluate.data import same_text
 from popi_training.pack import Ints, Packed, Sample, pack
-from popi_training.recipe import Recipe
+from popi_training.recipe import Recipe, beside
+from popi_training.runfolder import is_number
 from popi_training.users import Material, Mix, User, Want, draw, draw_wants, mirror, say
 
 FOLLOW, FOLLOW_WIDE = "follow.json", "follow-wide.json"
@@ -56,7 +57,7 @@ class Set:
 def load(recipe: Recipe, where: Path) -> Set:
     """Read and check the data of a recipe. Raises ConfigError where something of it is held out, or what is to be held
     out is not there."""
-    folder = (where.parent / recipe.data.corpus).resolve() if recipe.data.corpus else corpora.FOLDER
+    folder = beside(where, recipe.data.corpus, "data.corpus") if recipe.data.corpus else corpora.FOLDER
     corpus = corpora.load(folder, wide=recipe.data.wide, later=recipe.data.later)
     heldout = corpora.load(folder, heldout=True)
     split = splits.read(folder / splits.FILE.name)
@@ -80,7 +81,7 @@ def find_base(recipe: Recipe, where: Path, settings: Settings) -> Path:
     """The base's file or folder, by name or relative to the recipe. Raises ModelError where there is none, ConfigError
     for a folder where the recipe needs a GGUF file."""
     name, lora = recipe.base.name, recipe.lora
-    path = (where.parent / name).resolve()
+    path = beside(where, name, "base.name")
     if name in BASES or not (path.is_dir() or (path.is_file() and ("/" in name or name.endswith(".gguf")))):
         return locate(name, settings.models)
     if path.is_dir() and recipe.method != "joint":
@@ -103,7 +104,7 @@ def read_start(recipe: Recipe, where: Path, base: Path, role: str = "infer") -> 
     named = getattr(lora, key)
     if not named:
         return None
-    adapter = read_adapter((where.parent / named).resolve(), Gguf(base))
+    adapter = read_adapter(beside(where, named, f"lora.{key}"), Gguf(base))
     rank = next(iter(adapter.layers.values()))[0].shape[0]
     alpha = adapter.scale * rank
     if rank != lora.rank or not math.isclose(alpha, lora.alpha, rel_tol=1e-6):
@@ -151,7 +152,7 @@ def followed(path: Path, part: str) -> dict[str, Any]:
         return {str(name): found[name] for name in found}
     except OSError as e:
         raise ConfigError(f"cannot read {path}, which says how phrasings are followed: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
 
 
@@ -160,10 +161,10 @@ def read_follow(path: Path) -> dict[str, float]:
 
     Raises ConfigError for a file that is missing or is no such table.
     """
-    try:
-        return {text: float(nats) for text, nats in followed(path, "phrasings").items()}
-    except (ValueError, TypeError) as e:
-        raise ConfigError(f"{path}: not what popi_training.follow writes: {e}") from None
+    found = followed(path, "phrasings")
+    if odd := next((text for text, nats in found.items() if not is_number(nats)), None):
+        raise ConfigError(f"{path}: not what popi_training.follow writes: no number for {odd!r:.60}")
+    return {text: float(nats) for text, nats in found.items()}
 
 
 def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, float]:
@@ -186,6 +187,8 @@ def _weights(folder: Path, recipe: Recipe, corpus: corpora.Corpus) -> dict[str, 
     for said in poles:
         ranked = sorted(said, key=lambda t: (-moved[t], t))
         weights |= {text: 0.0 for text in ranked[options:] if options}
+        if not 0 < sum(weights[text] for text in said) < math.inf:
+            raise ConfigError(f"train.sharpness is too large for the figures in {folder / FOLLOW}: {said[0]!r:.60}")
     return weights
 
 
