@@ -454,9 +454,17 @@ def test_an_engine_that_fails_loses_nothing(tmp_path: Path) -> None:
             return super().score(*args, **options)
 
     data = dataset(tmp_path)
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match=r"^row alignx-000\d\d: a prompt that does not fit$"):
         in_folder(data, Failing(), tmp_path / "run")
     assert units(tmp_path / "run") == 12 + 5
+
+
+def test_a_row_that_no_context_holds_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    toy = Toy()
+    long = row(1, COLD) | {"rejected": "word " * 5_000}
+    with pytest.raises(ConfigError, match=r"^row alignx-00003: its prompt and reply are 10,\d+ tokens; 10,000 fit"):
+        evaluated(dataset(tmp_path, [row(0, WARM), row(0, COLD), long, row(1, WARM)]), toy)
+    assert toy.calls == []
 
 
 def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
