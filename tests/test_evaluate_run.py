@@ -364,6 +364,31 @@ def test_a_damaged_progress_file_is_refused(tmp_path: Path, damage: bytes) -> No
         in_folder(data, Toy(), tmp_path / "run")
 
 
+SUMMARY = {"text": "x", "tokens": 3, "status": "draft", "reason": "", "prompt_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *(("score", v) for v in (None, "ab", [], [1.0], [1.0, "x"], [1.0, float("nan")], [True, 1.0], {})),
+        *(("summary", v) for v in (None, "x", {}, SUMMARY | {"text": "\ud800"})),
+        *(("summary", SUMMARY | {k: 3.5}) for k in ("text", "tokens", "status")),
+        *(("choice", {"letter": "A", "logp": v}) for v in ("ab", [1.0], [1.0, None])),
+        ("choice", {"letter": "C", "logp": None}), ("logprobs", "x"), ("logprobs", True),
+    ],
+)  # fmt: skip
+def test_a_unit_that_is_none_of_its_kind_is_damage(tmp_path: Path, kind: str, value: Any) -> None:
+    good = [("score", [-1.5, 0]), ("summary", SUMMARY), ("choice", {"letter": None, "logp": [-1.0, -2.0], "text": ""})]
+    lines = [{"settings": {}}, *({"k": f"{k}:ab", "v": v} for k, v in [*good, ("logprobs", 0), ("mine", [])])]
+    (tmp_path / UNITS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Journal(tmp_path, {}) as journal:
+        assert journal["score:ab"] == [-1.5, 0]
+    with (tmp_path / UNITS).open("a") as file:
+        file.write(json.dumps({"k": f"{kind}:cd", "v": value}) + "\n")
+    with pytest.raises(ConfigError, match="line 7 is damaged"):
+        Journal(tmp_path, {})
+
+
 def test_an_out_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PopiError, match="cannot use"):
