@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from popi_edge import prompts
 from popi_edge.engines.base import Score
-from popi_edge.errors import ConfigError, EngineError, PopiError
+from popi_edge.errors import ConfigError, EngineError, PopiError, StoreError
 from popi_edge.summarize import Decoding
 from popi_training import compare
 from popi_training.cli import Meter, evaluate
@@ -393,6 +393,17 @@ def test_an_out_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PopiError, match="cannot use"):
         Journal(tmp_path / "file" / "run", {})
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "open_pair", lambda *_: pytest.fail("a model was opened"))
+    dataset(tmp_path)
+    words = ("--data", str(tmp_path / "rows.json"), "--format", "alignx")
+    for option in ("--out", "--summaries"):
+        done = command(*words, option, str(tmp_path / "rows.json" / "x" / "y"))
+        assert isinstance(done.exception, StoreError) and "Not a directory" in str(done.exception)
 
 
 # the command --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ on beside the settings.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,16 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_unwritable(*folders: Path) -> None:
+    """Raises StoreError for a folder in which no file can be written, before what shall stand there is computed."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as e:
+            raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:
