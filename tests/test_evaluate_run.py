@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from popi_edge import prompts
 from popi_edge.engines.base import Score
-from popi_edge.errors import ConfigError, EngineError, PopiError
+from popi_edge.errors import ConfigError, EngineError, PopiError, StoreError
 from popi_edge.summarize import Decoding
 from popi_training import compare
 from popi_training.cli import Meter, evaluate
@@ -364,10 +364,46 @@ def test_a_damaged_progress_file_is_refused(tmp_path: Path, damage: bytes) -> No
         in_folder(data, Toy(), tmp_path / "run")
 
 
+SUMMARY = {"text": "x", "tokens": 3, "status": "draft", "reason": "", "prompt_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *(("score", v) for v in (None, "ab", [], [1.0], [1.0, "x"], [1.0, float("nan")], [True, 1.0], {})),
+        *(("summary", v) for v in (None, "x", {}, SUMMARY | {"text": "\ud800"})),
+        *(("summary", SUMMARY | {k: 3.5}) for k in ("text", "tokens", "status")),
+        *(("choice", {"letter": "A", "logp": v}) for v in ("ab", [1.0], [1.0, None])),
+        ("choice", {"letter": "C", "logp": None}), ("logprobs", "x"), ("logprobs", True),
+    ],
+)  # fmt: skip
+def test_a_unit_that_is_none_of_its_kind_is_damage(tmp_path: Path, kind: str, value: Any) -> None:
+    good = [("score", [-1.5, 0]), ("summary", SUMMARY), ("choice", {"letter": None, "logp": [-1.0, -2.0], "text": ""})]
+    lines = [{"settings": {}}, *({"k": f"{k}:ab", "v": v} for k, v in [*good, ("logprobs", 0), ("mine", [])])]
+    (tmp_path / UNITS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Journal(tmp_path, {}) as journal:
+        assert journal["score:ab"] == [-1.5, 0]
+    with (tmp_path / UNITS).open("a") as file:
+        file.write(json.dumps({"k": f"{kind}:cd", "v": value}) + "\n")
+    with pytest.raises(ConfigError, match="line 7 is damaged"):
+        Journal(tmp_path, {})
+
+
 def test_an_out_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PopiError, match="cannot use"):
         Journal(tmp_path / "file" / "run", {})
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "open_pair", lambda *_: pytest.fail("a model was opened"))
+    dataset(tmp_path)
+    words = ("--data", str(tmp_path / "rows.json"), "--format", "alignx")
+    for option in ("--out", "--summaries"):
+        done = command(*words, option, str(tmp_path / "rows.json" / "x" / "y"))
+        assert isinstance(done.exception, StoreError) and "Not a directory" in str(done.exception)
 
 
 # the command --------------------------------------------------------------------------------------------------
@@ -454,9 +490,17 @@ def test_an_engine_that_fails_loses_nothing(tmp_path: Path) -> None:
             return super().score(*args, **options)
 
     data = dataset(tmp_path)
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match=r"^row alignx-000\d\d: a prompt that does not fit$"):
         in_folder(data, Failing(), tmp_path / "run")
     assert units(tmp_path / "run") == 12 + 5
+
+
+def test_a_row_that_no_context_holds_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    toy = Toy()
+    long = row(1, COLD) | {"rejected": "word " * 5_000}
+    with pytest.raises(ConfigError, match=r"^row alignx-00003: its prompt and reply are 10,\d+ tokens; 10,000 fit"):
+        evaluated(dataset(tmp_path, [row(0, WARM), row(0, COLD), long, row(1, WARM)]), toy)
+    assert toy.calls == []
 
 
 def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:

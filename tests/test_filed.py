@@ -158,3 +158,13 @@ def test_silence_is_not_taught_where_nothing_describes_a_person(path: Path, line
     rows = [json.loads(row) for row in data.read_text().splitlines()]
     data.write_text("".join(json.dumps(r | {"score_persona": "Likes short replies."}) + "\n" for r in rows))
     assert filed.load(recipes.read(path), path).train[0].oracle == "Likes short replies."
+
+
+def test_too_few_people_to_develop_on_are_counted(path: Path) -> None:
+    data = path.parent / "roleplay.jsonl"
+    rows = [line for line in data.read_text().splitlines(keepends=True) if not filed.kept_apart(json.loads(line)["x"])]
+    data.write_text("".join(rows))
+    with pytest.raises(ConfigError, match=r"file\.toml: data\.file: 0 people are left to develop on; two with a"):
+        filed.load(recipes.read(path), path)
+    edited(path, "dev_users = 1", "dev_users = 0")
+    assert filed.load(recipes.read(path), path).train

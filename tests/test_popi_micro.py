@@ -262,6 +262,12 @@ def test_the_command_evaluates_a_run_in_its_world(
     listing = tmp_path / "listing.jsonl"
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--limit", 2, "--summaries", listing)
     assert code == 2 and "without --summaries" in err and not listing.exists()  # it was ignored, with exit code 0
+    monkeypatch.setattr(world_eval, "open_trained", lambda *_: pytest.fail("it was evaluated"))
+    (tmp_path / "file").write_text("")
+    code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--out", tmp_path / "file" / "out")
+    assert (code, err) == (1, f"popi: cannot write to {tmp_path / 'file' / 'out'}: Not a directory\n")
+    code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--limit", 10**9)
+    assert code == 1 and err.startswith("popi: limit is 1000000000; of the controlled world at most 100,000 people")
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "nowhere")
     assert code == 1 and err.startswith("popi: cannot read")
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
+MOST_PEOPLE = 100_000
+"""Of the controlled world, that are drawn for one table."""
 IN_WORLD = ("limit", "seed", "out", "home", "as_json")
 """Options of ``popi eval`` that a run of the controlled world takes."""
 
@@ -125,8 +127,9 @@ def evaluate(
     """
     from popi_training.evaluate import choice, report, run
     from popi_training.evaluate.data import load
-    from popi_training.evaluate.journal import write_json
+    from popi_training.evaluate.journal import refuse_unwritable, write_json
 
+    kept = [folder for folder in (out, summaries and summaries.parent) if folder is not None]
     if trained is not None and bundle is not None:
         raise click.UsageError("give a run or --bundle, not both")
     if trained is not None and of_world(trained):
@@ -134,6 +137,9 @@ def evaluate(
             raise click.UsageError(
                 f"a run of the controlled world is evaluated in its own world, without {', '.join(given)}"
             )
+        if limit is not None and limit > MOST_PEOPLE:
+            raise ConfigError(f"limit is {limit}; of the controlled world at most {MOST_PEOPLE:,} people are drawn")
+        refuse_unwritable(*kept)
         found, shown = in_world(trained, limit, seed)
         if out is not None:
             write_json(out / "result.json", found)
@@ -147,6 +153,7 @@ def evaluate(
     rows = load(data, format_, half=half, limit=limit, seed=seed, part=part)
     if profile and not any(r.profile for r in rows.rows):
         raise ConfigError(f"{data}: no row has a profile, so --profile adds no table")
+    refuse_unwritable(*kept)
     with _exported(app, trained) if trained is not None else nullcontext(bundle) as opened:
         result, listing = _evaluated(app, rows, opened, engine, seed, profile, out, chooser, without)
     result |= {"half": half, "limit": limit}

@@ -73,9 +73,11 @@ def load(recipe: Recipe, where: Path) -> Filed:
     parted = [(_only(person, dev=False), _only(person, dev=True)) for person in loaded.people]
     train = [p for p, _ in parted if p.signals and len(p.targets) >= wanted]
     dev = [p for _, p in parted if p.signals and p.targets]
-    if not train or (recipe.train.dev_users and len(dev) < 2):
-        short = "train on" if not train else "develop on"
-        raise ConfigError(f"{where}: data.file: nobody with {wanted} targets or more is left to {short}")
+    if not train:
+        raise ConfigError(f"{where}: data.file: nobody with {wanted} targets or more is left to train on")
+    if recipe.train.dev_users and len(dev) < 2:
+        asked = "two with a target on a prompt that is kept for development are needed, or train.dev_users = 0"
+        raise ConfigError(f"{where}: data.file: {len(dev)} people are left to develop on; {asked}")
     untold = next((p.id for p in train if not p.oracle), "")
     if untold and (j.schedule == "sft" or j.warm):
         key = "joint.warm" if j.warm else "joint.schedule \"sft\""

@@ -8,6 +8,7 @@ on beside the settings.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,26 @@ from typing import Any, Self
 
 from popi_edge.errors import ConfigError, StoreError
 from popi_edge.files import whole_file
+from popi_training.runfolder import is_number
 
 UNITS = "units.jsonl"
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether a value is such as an evaluation keeps under a key of its kind. Raises KeyError, TypeError or ValueError
+    for some that are not."""
+    match key.partition(":")[0]:
+        case "summary" | "untrained":
+            value["text"].encode()  # what is no Unicode cannot be tokenized
+            return isinstance(value["status"], str) and type(value["tokens"]) is int
+        case "score":
+            return len(value) == 2 and all(map(is_number, value))
+        case "choice":
+            logp = [0, 0] if value["logp"] is None else value["logp"]
+            return value["letter"] in ("A", "B", None) and len(logp) == 2 and all(map(is_number, logp))
+        case "logprobs":
+            return type(value) is int
+    return True
 
 
 class Journal:
@@ -53,6 +72,8 @@ class Journal:
                 item = json.loads(line)
                 if number == 1:
                     self._compare(path, item["settings"], json.loads(json.dumps(settings)))
+                elif not fits(item["k"], item["v"]):
+                    raise ValueError
                 else:
                     self._values[item["k"]] = item["v"]
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -98,6 +119,16 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_unwritable(*folders: Path) -> None:
+    """Raises StoreError for a folder in which no file can be written, before what shall stand there is computed."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as e:
+            raise StoreError(f"cannot write to {folder}: {e.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

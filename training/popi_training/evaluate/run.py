@@ -28,6 +28,7 @@ import numpy as np
 from popi_edge import prompts
 from popi_edge.config import Settings
 from popi_edge.engines.base import Constraint, Engine, common_prefix
+from popi_edge.errors import ConfigError, EngineError
 from popi_edge.signals import Signal
 from popi_edge.summarize import Decoding, Inferred, infer
 from popi_training.evaluate.conditions import (
@@ -188,15 +189,27 @@ class Scores:
             found = self._jobs[i, context] = Job(key, np.asarray(ids, ">i4").tobytes(), i)
         return found
 
+    def refuse_long(self) -> None:
+        """Raises ConfigError naming the first row whose prompt and reply do not fit the engine's context."""
+        most = self.pair.engine.context_length
+        for i, (row, replies) in enumerate(zip(self.rows, self._replies, strict=True)):
+            size = len(self.job(i, BARE).ids) + max(map(len, replies))
+            if size > most:
+                raise ConfigError(f"row {row.id}: its prompt and reply are {size:,} tokens; {most:,} fit the context")
+
     def compute(self, advance: Advance) -> None:
-        """Run every job not in the journal, those whose prompts begin alike one after the other."""
+        """Run every job not in the journal, those whose prompts begin alike one after the other. Raises EngineError
+        naming the row."""
         fresh = {j.key: j for j in self._jobs.values() if j.key not in self.journal}
         todo = sorted(fresh.values(), key=lambda j: (j.prompt, j.key))
         work = [len(job.ids) + sum(map(len, self._replies[job.row])) for job in todo]
         for k, (before, job) in enumerate(itertools.pairwise(todo), 1):
             work[k] -= common_prefix(before.ids, job.ids)  # already in the engine's cache
         for job, tokens in zip(todo, work, strict=True):
-            up, down = self.pair.engine.score(job.ids, self._replies[job.row], adapter=self.pair.generate_adapter)
+            try:
+                up, down = self.pair.engine.score(job.ids, self._replies[job.row], adapter=self.pair.generate_adapter)
+            except EngineError as e:
+                raise EngineError(f"row {self.rows[job.row].id}: {e}") from None
             self.journal.add(job.key, [up.total, down.total])
             advance("scores", tokens, sum(work))
 
@@ -280,13 +293,15 @@ def evaluate(
     rows = data.rows
     donors = draw_donors(rows, seed)
     kinds = (False, True) if profile else (False,)
+    if scores is None:
+        scores = Scores(rows, pair, journal)
+        scores.refuse_long()
     summaries = {kind: summarize_all(rows, pair, journal, profile=kind, advance=advance) for kind in kinds}
     plain: dict[bool, list[str]] = {kind: [] for kind in kinds}
     if pair.untrained is not None and "untrained_summary" not in without:
         for kind in kinds:
             made = summarize_all(rows, pair, journal, profile=kind, advance=advance, untrained=True)
             plain[kind] = [s["text"] for s in made]
-    scores = scores or Scores(rows, pair, journal)
     texts = {kind: [s["text"] for s in made] for kind, made in summaries.items()}
     for kind in kinds:
         for condition in _run(CONDITIONS if not kind else FROM_SIGNALS, plain[kind], without):
