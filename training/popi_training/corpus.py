@@ -2,8 +2,8 @@
 
     python -m popi_training.corpus [FOLDER] [--heldout | --wide]     checks every rule and prints a table
 
-One JSON Lines file a family; a line is a ``dimension`` (two or more poles, each with phrasings), a ``prompt`` or a
-``pair`` (one reply for each of two poles to one prompt). Summaries keep to the lexicon, replies have 15 to 90 words.
+One JSON Lines file a family; a line is a ``dimension`` (two poles, each with phrasings), a ``prompt`` or a ``pair``
+(one reply for each of two poles to one prompt). Summaries keep to the lexicon, replies have 15 to 90 words.
 ``facts.jsonl`` holds what is no preference: a ``fact`` in a voice, and a ``reaction`` that does not say to what.
 The folder ``heldout`` has the same form and was written apart; ``wide`` adds to the whole more dimensions, short tasks
 and long replies (5 to 200 words), in lines that may name the dimensions of the whole.
@@ -125,7 +125,7 @@ def _dimension(row: dict[str, Any], where: str, family: str, lexicon: Lexicon, l
             if problems := lexicon.explain(text):
                 raise ConfigError(f"{where}: the summary {text!r} breaks {problems[0].rule}: {problems[0].text!r}")
         poles[str(pole["id"])] = Pole(str(pole["id"]), phrasings)
-    if len(poles) < 2:
+    if len(poles) != 2 or len(row["poles"]) != 2:
         raise ConfigError(f"{where}: a dimension needs two poles")
     return Dimension(str(row["id"]), family, str(row.get("about", "")), poles)
 
