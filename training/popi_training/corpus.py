@@ -94,7 +94,7 @@ def lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
     for number, line in enumerate(whole.removesuffix(b"\n").split(b"\n"), 1):
-        where = f"{path.name}, line {number}"
+        where = f"{path}, line {number}"
         try:
             value = json.loads(line.decode("utf-8"))
             json.dumps(value, ensure_ascii=False).encode()

@@ -324,7 +324,7 @@ def rewrite(
         if content(text):
             shares.append(changed(text, other))
     if not shares:
-        raise ConfigError(f"{path.name}: no {field} to rewrite")
+        raise ConfigError(f"{path}: no {field} to rewrite")
     return rows, shares
 
 
