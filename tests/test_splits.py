@@ -127,6 +127,8 @@ def test_a_damaged_split_is_one_clear_line(text: str | None, why: str, tmp_path:
         ('[["size", "tone"]]', '["size"]', "combinations must hold lists of ids, not 'size'"),
         ('[["size", "tone"]]', '{"size": 1}', "combinations must be a list"),
         ('[["size", "tone"]]', '[["size"]]', r"combinations are of two dimensions each, not \['size'\]"),
+        ('[["size", "tone"]]', '[["size", "tone"], []]', r"combinations are of two dimensions each, not \[\]"),
+        ('"seed": 1', '"seed": 1e400', "not a split: cannot convert float infinity to integer"),
         ('[["size", "tone"]]', '[["size", "tnoe"]]', "combinations: the corpus has no 'tnoe'"),
         ('["form-3"]', '"form-3"', "dev_prompts must hold lists of ids, not 'form-3'"),
         ('["form-3"]', '["form-3", "form-33"]', "dev_prompts: the corpus has no 'form-33'"),

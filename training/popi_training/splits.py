@@ -73,12 +73,12 @@ def read(path: Path = FILE) -> Splits:
         dimensions, dev_prompts = value["dimensions"], value["dev_prompts"]
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise ConfigError(f"{path}: not a split: {e}") from None
     if not isinstance(combinations, list):
         raise ConfigError(f"{path}: combinations must be a list")
     pairs = [_ids(c, path, "combinations") for c in combinations]
-    if odd := next((c for c, pair in zip(combinations, pairs, strict=True) if len(pair) != 2), None):
+    if (odd := next((c for c, pair in zip(combinations, pairs, strict=True) if len(pair) != 2), None)) is not None:
         raise ConfigError(f"{path}: combinations are of two dimensions each, not {odd!r:.60}")
     return Splits(seed, _ids(dimensions, path, "dimensions"), frozenset(pairs), _ids(dev_prompts, path, "dev_prompts"))
 
