@@ -461,6 +461,27 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(place: Path,
     assert {p: p.read_bytes() for p in (place / "whole").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "why"),
+    [
+        *(("step", lambda _, v=v: v, "not a checkpoint: ValueError") for v in (-1, 3.5, True)),
+        ("adapters", lambda _: {}, "the adapter is for another model"),
+        *(("optimizer", lambda _, v=v: v, "what was saved of the optimizer") for v in ({}, [], None, "x")),
+        ("optimizer", lambda old: old | {"param_groups": []}, "what was saved of the optimizer is of another one"),
+        ("optimizer", lambda old: old | {"state": {0: {"exp_avg": torch.zeros(3)}}}, "what was saved of the optimizer"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_one_line(
+    place: Path, popi: Popi, key: str, change: Callable[[Any], Any], why: str
+) -> None:
+    path = place / "whole" / train.CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {key: change(state[key])}, path)
+    before = path.read_bytes()
+    refused(popi("train", place / "recipe.toml", "--out", place / "whole"), f"{path}: {why}")
+    assert path.read_bytes() == before
+
+
 def test_damaged_metrics_name_the_line(place: Path, popi: Popi) -> None:
     path = place / "whole" / train.METRICS
     lines = path.read_text().splitlines()

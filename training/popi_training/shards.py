@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from popi_edge.errors import ConfigError
+from popi_edge.errors import ConfigError, ModelError
 
 
 def wanted() -> bool:
@@ -77,13 +77,22 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Put the state of ``optimizer_state`` back."""
+    """Put the state of ``optimizer_state`` back. Raises ModelError for that of another optimizer."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    each = {
-        i: {k: _like(v, parameters[i]) if torch.is_tensor(v) and v.dim() else v for k, v in s.items()}
-        for i, s in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": each})
+    try:
+        each = {i: {k: _moment(v, parameters[i]) for k, v in s.items()} for i, s in state["state"].items()}
+        optimizer.load_state_dict({**state, "state": each})
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise ModelError("what was saved of the optimizer is of another one") from None
+
+
+def _moment(value: Any, parameter: Any) -> Any:
+    """What an optimizer keeps of a parameter; its numbers are as many. Raises ValueError where they are not."""
+    if not torch.is_tensor(value) or not value.dim():
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError
+    return _like(value, parameter)
 
 
 def _like(value: torch.Tensor, parameter: Any) -> Any:

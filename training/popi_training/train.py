@@ -143,8 +143,11 @@ class Trainer(ABC):
         one."""
         state = read_checkpoint(folder / CHECKPOINT)
         self._refuse_other(folder, state["made_from"])
-        self.roles.load(state["adapters"])
-        shards.load_optimizer(self.optimizer, state["optimizer"])
+        try:
+            self.roles.load(state["adapters"])
+            shards.load_optimizer(self.optimizer, state["optimizer"])
+        except ModelError as e:
+            raise ModelError(f"{folder / CHECKPOINT}: {e}") from None
         self.step, self.best = state["step"], state["best"]
 
     def refuse_taken(self, folder: Path) -> None:
@@ -181,8 +184,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         adapters = {str(r): {str(n): v.numpy() for n, v in s.items()} for r, s in state["adapters"].items()}
         made_from = {str(k): str(v) for k, v in state["made_from"].items()}
         loss, at = state["best"]
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError
         return {
-            "step": int(state["step"]), "made_from": made_from, "adapters": adapters, "optimizer": state["optimizer"],
+            "step": state["step"], "made_from": made_from, "adapters": adapters, "optimizer": state["optimizer"],
             "best": (float(loss), int(at)),
         }  # fmt: skip
     except ModelError:
