@@ -108,6 +108,7 @@ def test_check_says_what_it_would_be_trained_on(
         ('file = "roleplay.jsonl"', 'file = "nowhere.jsonl"', "nowhere.jsonl"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\nworld = true', "data.world"),
         ("most = 3", "most = 60", "nobody"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\nwide = true', "data.wide means nothing with data.file"),
         ('file = "roleplay.jsonl"', 'apart = "apart.json"', "file.toml: data.apart is for data.file, which is missing"),
         ('file = "roleplay.jsonl"', 'format = "elix"', "file.toml: data.format is for data.file, which is missing"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "apart.json"\napart_format = "alginx"',

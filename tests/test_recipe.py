@@ -102,6 +102,7 @@ def test_a_key_that_is_not_there_is_named_with_the_nearest(text: str, why: str, 
         ("users", "wants = [nan]", "users.wants is nan"),
         ("users", "kinds = { post = 0 }", "users.kinds: the weights sum to nothing"),
         ("users", "most = 1", "users.most is 1"),
+        ("data", "later = true", "data.later adds to data.wide, which is false"),
         ("users", "most = 4\nleast = 5", "users.least is 5; it must lie between 0 and 4"),
     ],
 )  # fmt: skip

@@ -325,6 +325,10 @@ def _check(r: Recipe, where: str) -> None:
         _check_world(r, where)
     if r.data.file and (r.method != "joint" or r.data.world or r.data.corpus):
         raise ConfigError(f"{where}: data.file is for method \"joint\", and instead of a corpus or the world")
+    if r.data.file and (odd := next((k for k in ("wide", "later", "dimensions") if getattr(r.data, k)), None)):
+        raise ConfigError(f"{where}: data.{odd} means nothing with data.file")
+    if r.data.later and not r.data.wide:
+        raise ConfigError(f"{where}: data.later adds to data.wide, which is false")
     if odd := next((k for k in ("apart", "format") if getattr(r.data, k) and not r.data.file), None):
         raise ConfigError(f"{where}: data.{odd} is for data.file, which is missing")
     if r.data.apart_format not in FORMATS:
