@@ -17,7 +17,7 @@ import torch
 
 from popi_edge import config, prompts
 from popi_edge.errors import ConfigError
-from popi_training import joint, joint_run, targets, train, warm
+from popi_training import checking, joint, joint_run, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
 from popi_training.groups import Group, lengths
@@ -298,6 +298,24 @@ def test_the_look_at_development_knows_ties_and_follows_the_mask(
 def test_a_generator_as_it_began_is_right_on_half_without_a_summary(folder: Path) -> None:
     trainer = opened(folder, "simultaneous", ("empty = 0.3", "empty = 1.0"))
     assert trainer.move_generate(trainer.draw(trainer.make(0)))["dpo_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pairs", "most"),
+    [("simultaneous", "3", "3"), ("simultaneous", "2", ""), ("sft", "3", ""), ("frozen", "3", ""),
+     ("simultaneous", "3\nshared_pairs = true", "")],
+)  # fmt: skip
+def test_more_pairs_than_people_have_are_refused_before_training(
+    folder: Path, schedule: str, pairs: str, most: str
+) -> None:
+    path = folder / "many.toml"
+    text = (folder / "recipe.toml").read_text().replace("simultaneous", schedule)
+    path.write_text(text.replace("\npairs = 1", f"\npairs = {pairs}"))
+    if not most:
+        assert checking.checked(recipes.read(path), path, config.load())["tokens"]
+        return
+    with pytest.raises(ConfigError, match=r"many\.toml: joint\.pairs is 3 and some to learn from; .* 3 pairs at most"):
+        checking.checked(recipes.read(path), path, config.load())
 
 
 def test_targets_are_the_persons_own_and_the_couples_the_other_way_round(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popi_edge.config import Settings
+from popi_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from popi_training.recipe import Recipe
@@ -50,7 +51,7 @@ def checked(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         "batch": recipe.train.batch,
         "users": recipe.train.steps * recipe.train.batch,
         "joint": _joint(recipe) if recipe.method == "joint" else None,
-        "tokens": _tokens(recipe, data, base) if base is not None else None,
+        "tokens": _tokens(recipe, where, data, base) if base is not None else None,
         "held_out": {
             "dimensions": sorted(data.splits.dimensions),
             "combinations": len(data.splits.combinations),
@@ -140,7 +141,6 @@ def _phrasings(corpus: Any, dimensions: Any) -> int:
 def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
     """The base's file or folder, if it is on this device. Raises ModelError for an unknown name or another hash,
     ConfigError for a folder that is missing where there are others: its name is wrong."""
-    from popi_edge.errors import ConfigError
     from popi_edge.models.bases import BASES, file_sha256, find
     from popi_training import folder, warm
     from popi_training.recipe import beside
@@ -163,21 +163,31 @@ def _base(recipe: Recipe, where: Path, settings: Settings) -> Path | None:
     return path
 
 
-def _tokens(recipe: Recipe, data: Set, path: Path) -> dict[str, int]:
+def _tokens(recipe: Recipe, where: Path, data: Set, path: Path) -> dict[str, int]:
     """Tokens of packed users (each shared token once), or of the signals alone for the joint method: mean and most over
-    some steps, and of a whole run."""
+    some steps, and of a whole run. Raises ConfigError where these people have too few pairs."""
     from popi_training import targets, warm
 
     reader, t = warm.Reader.of(path), recipe.train
     sampled = range(0, t.steps, max(1, t.steps // SAMPLED))
     if recipe.method == "joint":
         people = [p for step in sampled for p in targets.batch(recipe, data, reader, step)]
+        _refuse_few(recipe, where, max(len(p.targets) for p in people))
         sizes = [len(reader.prompt(p.signals)) for p in people]
     else:
         sizes = [len(packed.ids) for step in sampled for _, packed in warm.batch(recipe, data, reader, step)]
     mean = sum(sizes) / len(sizes)
     whole = round(mean * t.steps * t.batch)
     return {"a_user": round(mean), "longest": max(sizes), "sampled_users": len(sizes), "run": whole}
+
+
+def _refuse_few(recipe: Recipe, where: Path, most: int) -> None:
+    """Raises ConfigError where ``most`` pairs a person leave the generator nothing to learn from."""
+    j = recipe.joint
+    needed = {"frozen": 0, "sft": 1}.get(j.schedule, 1 if j.shared_pairs else j.pairs + 1)
+    if most < needed:
+        besides = "" if needed == 1 else " and some to learn from"
+        raise ConfigError(f"{where}: joint.pairs is {j.pairs}{besides}; people have {most} pairs at most")
 
 
 def _corpus_text(c: dict[str, Any]) -> str:
