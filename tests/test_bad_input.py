@@ -98,6 +98,10 @@ def shadow() -> str:
         (["record", "rating", "--prompt", "a", "--response", "b", "--score", "7"], "between 0 and 1"),
         (["eval", "--data", __file__, "--format", "alignx"], "not"),
         (["eval", "--data", __file__, "--format", "onestopenglish", "--bundle", "/no/bundle"], "line 1"),
+        (["runs", "list", "--dir", 300 * "x"], "xxx: File name too long"),
+        (["runs", "show", 300 * "x"], "xxx: File name too long"),
+        (["export", 300 * "x", "out"], "xxx: File name too long"),
+        (["bundle", "verify", 300 * "x"], "xxx: File name too long"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run: Run, words: list[str], said: str) -> None:

@@ -382,6 +382,11 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
         assert f"cannot write to {run / name}: it is no folder" in refused(run, "--out", run / name)
 
 
+def test_a_link_to_itself_holds_no_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    assert "circle holds no evaluation" in refused(a_run(tmp_path / "run"), "--eval", tmp_path / "circle")
+
+
 def test_an_earlier_report_is_replaced_only_by_force_and_other_files_never(tmp_path: Path) -> None:
     run, out = a_run(tmp_path / "run"), tmp_path / "out"
     folder = an_evaluation(tmp_path / "e", [listed("a", 1, -1)], 1.0)

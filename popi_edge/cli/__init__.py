@@ -76,4 +76,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as e:  # too long a name, say, wherever it was first looked at
+        if e.filename is None:
+            raise
+        click.echo(f"popi: {e.filename!s:.200}: {e.strerror}", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

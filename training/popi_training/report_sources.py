@@ -7,6 +7,7 @@ torch, and does not ask whether a recipe could be trained: a run that is over is
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from array import array
 from collections import Counter
@@ -222,7 +223,7 @@ def read_metrics(path: Path) -> Metrics:
 
 def _titled(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     """Each folder once, with its name; with so many folders above it that no other is called the same."""
-    once = list(dict.fromkeys(f.resolve() for f in folders))
+    once = list(dict.fromkeys(Path(os.path.realpath(f)) for f in folders))  # of a link to itself too
     deepest = max((len(f.parts) for f in once), default=0)
     ends = [Counter(f.parts[-n:] for f in once) for n in range(1, deepest + 1)]
     alone = [next(end for n, of in enumerate(ends, 1) if of[end := f.parts[-n:]] == 1) for f in once]
