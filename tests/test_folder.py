@@ -155,6 +155,7 @@ def test_what_cannot_be_a_base_is_refused(made: Path, tmp_path: Path) -> None:
         ("kind", edit("config.json", model_type="mamba"), "model_type 'mamba'"),
         ("code", edit("config.json", auto_map={"AutoModel": "x.py"}), "code of its own"),
         ("text", edit("config.json", max_position_embeddings="many"), "must be a whole number above 0, not 'many'"),
+        ("no number", edit("config.json", rms_norm_eps=None), "config.json: rms_norm_eps must be a number, not None"),
         ("nothing", edit("config.json", max_position_embeddings=None), "config.json: max_position_embeddings must be"),
         ("shape", edit("config.json", intermediate_size=50), "cannot be loaded|do not fit"),
         ("pickle", lambda c: (c / "model.safetensors").rename(c / "pytorch_model.bin"), "no .safetensors"),

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from popi_edge.errors import ModelError
 from popi_edge.models.bases import file_sha256
 from popi_edge.models.tokenizer import CONTROL, Tokenizer
+from popi_training.runfolder import is_number
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3_text")
 SPACE = "▁"
@@ -50,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if type(context) is not int or context < 1:
         what = f"must be a whole number above 0, not {context!r:.40}"
         raise ModelError(f"{folder}: config.json: max_position_embeddings {what}")
+    if not is_number(eps := config.get("rms_norm_eps", 0)):  # all of ARCHITECTURES have one
+        raise ModelError(f"{folder}: config.json: rms_norm_eps must be a number, not {eps!r:.40}")
     return config
 
 
