@@ -583,8 +583,14 @@ def test_processes_that_make_batches_end_with_the_one_that_was_killed() -> None:
     except subprocess.TimeoutExpired:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
+        running.communicate()
         raise
     assert len(workers) == 2
+
+
+def test_a_process_that_makes_batches_may_begin_when_the_main_one_is_gone_already() -> None:
+    late = child("-c", "import time; from popi_training import train; train._work_for(2**30, 0); time.sleep(30)")
+    assert late.communicate() == ("", "") and late.returncode == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -9,6 +9,7 @@ the lowest loss on the development users), ``run.json`` (what it was made from),
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import io
@@ -73,7 +74,7 @@ class Trainer(ABC):
         steps, workers = _Steps(self.maker()), min(workers, os.cpu_count() or 1)
         return DataLoader(
             steps, batch_size=None, sampler=range(self.step, until), num_workers=workers, collate_fn=_as_it_is,
-            prefetch_factor=4 if workers else None, worker_init_fn=_for_the_main_process,
+            prefetch_factor=4 if workers else None, worker_init_fn=functools.partial(_work_for, os.getpid()),
         )  # fmt: skip
 
     @abstractmethod
@@ -215,11 +216,11 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _for_the_main_process(_: int) -> None:
+def _work_for(main: int, _: int) -> None:
     """An interrupt is for the main process, which ends its workers; where it was killed they end by themselves: torch
     would let them wait for ever with what nobody takes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_after, args=(main,), daemon=True).start()
 
 
 def _end_after(parent: int) -> None:
