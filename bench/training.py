@@ -40,6 +40,7 @@ from bench.common import base, child, median, options, show
 from popi_edge.cli.common import at_least, launch
 from popi_edge.errors import ConfigError, EngineError, PopiError
 from popi_edge.models.gguf import Gguf
+from popi_training.train import refuse_absent
 
 TRL = "TRL is not installed: pip install trl==1.16.0 'datasets<5' -c constraints.txt (in an environment of its own)"
 LEAST = {"signals": 32, "summary": 2, "group": 2, "question": 1, "reply": 2, "rows": 1, "threads": 1}
@@ -163,8 +164,7 @@ def job_of(args: argparse.Namespace, model: Path) -> Job:
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything asked for. ``folder``: where a tiny model is written. Raises PopiError."""
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"there is no device {args.device} here")
+    refuse_absent(args.device)
     model = base() if args.model == "smollm2" else folder / "tiny.gguf"
     if args.model == "tiny":
         from tests import tiny

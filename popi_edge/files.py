@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 import tempfile
@@ -18,7 +19,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     When the block raises, ``path`` is as it was and the draft is gone. Raises OSError.
     """
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     draft = Path(name)
     try:
         with os.fdopen(fd, "wb") as out:
@@ -30,6 +31,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             draft.unlink()
         raise
+
+
+def forget_drafts(path: Path) -> None:
+    """Remove the drafts of a ``whole_file`` of ``path`` that was killed; nobody may be writing one. Raises OSError."""
+    for draft in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        draft.unlink()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:40]}-"
 
 
 def cause(error: OSError) -> str:

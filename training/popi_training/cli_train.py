@@ -123,7 +123,7 @@ def _refuse_finish(recipe: Recipe, where: Path, run: Path) -> None:
     bundle or report would replace what is none."""
     from popi_edge.models.bases import BASES
     from popi_export import bundle
-    from popi_training import report
+    from popi_training import report, warm
     from popi_training.evaluate.data import PROMPTS, load
 
     if not recipe.data.world:
@@ -131,22 +131,15 @@ def _refuse_finish(recipe: Recipe, where: Path, run: Path) -> None:
             raise ConfigError(f"{where}: base.name: --finish makes a bundle, and devices know only {', '.join(BASES)}")
         if recipe.lora.full:
             raise ConfigError(f"{where}: lora.full: --finish makes a bundle, which holds adapters and no whole models")
-        load(_measured_on(recipe, where), "corpus", limit=2, part=PROMPTS)
+        load(warm.corpus_folder(recipe, where), "corpus", limit=2, part=PROMPTS)
         bundle.refuse_taken(run / "bundle", force=True)
     report.refuse(run / "report", force=True)
-
-
-def _measured_on(recipe: Recipe, where: Path) -> Path:
-    """The corpus whose held-out prompts the table is of."""
-    from popi_training import corpus
-
-    return where.parent / recipe.data.corpus if recipe.data.corpus else corpus.FOLDER
 
 
 def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict[str, str]:
     """Bundle, table and report of a run that is done, in its folder; what is there already is made anew."""
     from popi_export import bundle
-    from popi_training import cli, report, report_sources
+    from popi_training import cli, report, report_sources, warm
     from popi_training.evaluate.journal import write_json
 
     made = {}
@@ -156,7 +149,7 @@ def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict
         read, out = bundle.read(run, app.settings), run / "bundle"
         bundle.export(read, out, app.settings, name=recipe.name, version=f"0.0.{read.step}", force=True)
         made["bundle"] = str(out)
-        result, text = cli.on_corpus(app, out, _measured_on(recipe, where), rows)
+        result, text = cli.on_corpus(app, out, warm.corpus_folder(recipe, where), rows)
     app.note(text)
     table = run / "eval" / "finish" / report_sources.RESULT
     write_json(table, result)

@@ -94,9 +94,9 @@ def _complete(
             lacking = f"held-out pairs of {d}"
         elif any(prompts <= {target} for target in targets):
             lacking = f"pairs of {d} about another prompt than the target's"
-    if mix.distractors and not set(material.facts) >= {"statement", "post", "profile"}:
+    if material.lacks_facts(mix):
         lacking = "held-out facts of each voice"
-    if mix.kinds.get("conversation") and not material.reactions.get("pleased"):
+    if material.lacks_reactions(mix):
         lacking = "held-out pleased reactions"
     if lacking:
         raise ConfigError(f"{folder}: the corpus has too little for the set {part}: it lacks {lacking}")

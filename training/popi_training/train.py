@@ -33,7 +33,7 @@ from popi_edge import prompts
 from popi_edge.config import Settings
 from popi_edge.engines.adapter import Adapter
 from popi_edge.errors import ConfigError, EngineError, ModelError, PopiError, StoreError
-from popi_edge.files import whole_file
+from popi_edge.files import forget_drafts, whole_file
 from popi_edge.vocabulary import Lexicon
 from popi_training import checkpoint_check, optimizers, shards, warm
 from popi_training.recipe import Recipe
@@ -240,13 +240,18 @@ def _next(batches: Iterator[Any]) -> Any:
     return made
 
 
+def refuse_absent(device: str) -> None:
+    """Raises ConfigError for a device that is not here."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"there is no device {device} here")
+
+
 def open_run(recipe: Recipe, where: Path, settings: Settings, device: str = "cpu") -> Trainer:
     """Load data and model for a recipe read from ``where``. Raises ConfigError, ModelError.
 
     On another ``device`` than "cpu" matrices are multiplied in TF32, and steps do not repeat bit for bit.
     """
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"there is no device {device} here")
+    refuse_absent(device)
     torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(device == "cpu")
     if device != "cpu":
@@ -402,8 +407,8 @@ def _begin(trainer: Trainer, folder: Path) -> None:
     """The folder with what a run is made from, which comes first, and the metrics up to its step; without the drafts
     (``whole_file``) of one that was killed while it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    for draft in [p for name in (CHECKPOINT, BEST, METRICS, RUN, RECIPE) for p in folder.glob(f".{name}-*")]:
-        draft.unlink()
+    for name in (CHECKPOINT, BEST, METRICS, RUN, RECIPE):
+        forget_drafts(folder / name)
     made = {"name": trainer.recipe.name, **trainer.made_from, "commit": commits(folder)}
     with whole_file(folder / RUN) as out:
         out.write(json.dumps(made, indent=1).encode() + b"\n")

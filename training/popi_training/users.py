@@ -92,6 +92,14 @@ class Material:
         self.facts = (facts or corpus).facts.get(set_, {})
         self.reactions = (facts or corpus).reactions.get(set_, {})
 
+    def lacks_facts(self, mix: Mix) -> bool:
+        """Whether people drawn so may have facts, of which some voice has none."""
+        return bool(mix.silent or mix.distractors) and not {"statement", "post", "profile"} <= set(self.facts)
+
+    def lacks_reactions(self, mix: Mix) -> bool:
+        """Whether people drawn so may have conversations, for which there is no pleased reaction."""
+        return bool(mix.kinds.get("conversation")) and not self.reactions.get("pleased")
+
     def opposite(self, want: Want) -> Want:
         """The other pole of a dimension of two poles."""
         poles = self.words.dimensions[want.dimension].poles

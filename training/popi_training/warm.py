@@ -54,10 +54,15 @@ class Set:
     heldout: corpora.Corpus
 
 
+def corpus_folder(recipe: Recipe, where: Path) -> Path:
+    """The corpus that a recipe is of: one beside it, or ours. Raises ConfigError for a name that no folder can have."""
+    return beside(where, recipe.data.corpus, "data.corpus") if recipe.data.corpus else corpora.FOLDER
+
+
 def load(recipe: Recipe, where: Path) -> Set:
     """Read and check the data of a recipe. Raises ConfigError where something of it is held out, or what is to be held
     out is not there."""
-    folder = beside(where, recipe.data.corpus, "data.corpus") if recipe.data.corpus else corpora.FOLDER
+    folder = corpus_folder(recipe, where)
     corpus = corpora.load(folder, wide=recipe.data.wide, later=recipe.data.later)
     heldout = corpora.load(folder, heldout=True)
     split = splits.read(folder / splits.FILE.name)
@@ -118,10 +123,9 @@ def _complete(recipe: Recipe, train: Material, dev: Material, where: str) -> Non
     """Raises ConfigError where the corpus lacks something that the recipe's users are made of."""
     if not train.dimensions or (recipe.train.dev_users and not dev.dimensions):
         raise ConfigError(f"{where}: no pairs are left to {'develop' if train.dimensions else 'train'} on")
-    facts, u = set(train.facts), recipe.users
-    if (u.silent or u.distractors) and not facts >= {"statement", "post", "profile"}:
+    if train.lacks_facts(recipe.users):
         raise ConfigError(f"{where}: no facts for training; users.silent and users.distractors need some of each voice")
-    if u.kinds.get("conversation") and not train.reactions.get("pleased"):
+    if train.lacks_reactions(recipe.users):
         raise ConfigError(f"{where}: no pleased reactions for training; users.kinds.conversation needs some")
 
 
