@@ -105,6 +105,33 @@ def test_looking_takes_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_what_was_looked_at_is_given_back(tmp_path: Path) -> None:
+    out = gguf.GGUFWriter(tmp_path / "many.gguf", "llama")
+    for i in range(64):
+        out.add_tensor(f"blk.{i}.x", np.ones((256, 256), np.float32))  # 256 KiB each, far below a chunk
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    file = Gguf(tmp_path / "many.gguf")
+    finite.check(file)
+    assert _resident("many.gguf") < 1024
+    assert all(tensor.data.sum() for tensor in file.tensors.values())
+    assert _resident("many.gguf") > 15 * 1024
+
+
+def _resident(name: str) -> int:
+    """KiB of a mapped file that are in memory."""
+    at, found = "", 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            at = rest
+        elif first == "Rss:" and at.endswith(name):
+            found += int(rest.split()[0])
+    return found
+
+
 @pytest.mark.parametrize("name", ["model-F32.gguf", "infer.gguf", "model-fp32.onnx.data", "infer-fp32.onnx_adapter"])
 def test_a_bundle_whose_hashes_are_right_is_refused_too(name: str, tmp_path: Path) -> None:
     place = whole.bundle(tmp_path / "b", 3)

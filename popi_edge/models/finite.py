@@ -36,11 +36,15 @@ class NotFinite(ModelError):
 
 def check(file: Gguf) -> None:
     """Raises NotFinite naming the first tensor that holds NaN or an infinity."""
+    read = 0
     for tensor in file.tensors.values():
         if not finite(tensor):
             raise NotFinite(f"{file.path}: {tensor.name} holds a value that is not finite (NaN or infinite)")
-        if tensor.data.nbytes > CHUNK:
+        read += tensor.data.nbytes
+        if read > CHUNK:
             file.drop_pages()  # they would count as this process's memory, once more when the engine maps the file
+            read = 0
+    file.drop_pages()
 
 
 def finite(tensor: Tensor) -> bool:
