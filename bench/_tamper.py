@@ -261,6 +261,8 @@ def own_other_fields(r: Random, m: Material, at: Path) -> None:
         {"format": 2}, {"format": True}, {"prompt_contract": 99}, {"base": {"name": "x", "sha256": "0"}},
         {"base": table["base"] | {"sha256": "0" * 64}}, {"roles": {"judge": None}}, {"roles": []}, {"name": "../x"},
         {"name": "\x1b[2J"}, {"version": ""}, {"decoding": {"opening": "x" * 101}}, {"decoding": {"sentences": True}},
+        {"decoding": {"candidates": [[["Likes jokes.", 7]]]}},
+        {"decoding": {"candidates": [[[f"Likes {i}." for i in range(1001)]]]}},
         {"roles": table["roles"] | {"generate": {"file": "infer.gguf", "size": 1, "sha256": "0"}}},
     ])  # fmt: skip
     resign(m, at, dump(table | change))

@@ -31,7 +31,7 @@ from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.injection import commands
 from popi_edge.signals import Post, Signal
-from popi_edge.summarize import inference_prompt, spoken, write
+from popi_edge.summarize import draft, inference_prompt, spoken
 from popi_training import corpus as corpora
 from popi_training import probe, testsets
 from popi_training.evaluate.metrics import interval
@@ -81,7 +81,7 @@ def undefended(pair: Pair, signals: Sequence[Signal]) -> str:
     tokenizer = pair.engine.tokenizer
     _, prompt = inference_prompt(tokenizer, signals, pair.engine.context_length)
     limit = prompts.spec()["limits"]["summary_tokens"]
-    return spoken(write(pair.engine, prompt, limit, pair.constraint, pair.infer_adapter, pair.decoding)[0])
+    return spoken(draft(pair.engine, prompt, limit, pair.constraint, pair.infer_adapter, pair.decoding)[0])
 
 
 def rows(pair: Pair, people: int, seed: int, advance: Callable[[int], Any] = lambda k: None) -> list[dict[str, Any]]:

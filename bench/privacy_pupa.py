@@ -76,14 +76,14 @@ def inferred(me: Popi, said: Conversation, *, force: bool) -> tuple[Inferred, bo
     """(summary, whether its first word had to be given) of one signal; ``force`` makes one whatever the rules say."""
     how: dict[str, Any] = {"constraint": me._constraint(), "adapter": me.bundle.adapter("infer"),
                            "judge": me.bundle.adapter("generate")}  # fmt: skip
-    decoding = me.bundle.decoding
+    decoding = me.bundle.decoded(me.settings)
     if not force:
         return infer(me.engine, [said], lexicon=me.lexicon, decoding=decoding, **how), False
     with no_least_evidence():
         done = infer(me.engine, [said], decoding=decoding, **how)
         if done.text:
             return done, False
-        return infer(me.engine, [said], decoding=replace(decoding, opening=OPENING), **how), True
+        return infer(me.engine, [said], decoding=replace(decoding, opening=OPENING, candidates=()), **how), True
 
 
 def judged(me: Popi, row: dict[str, str], number: int) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def judged_three(me: Popi, table: list[dict[str, str]], first: int) -> dict[str,
     lexicon, some = Lexicon.load(), table[first : first + THREE]
     said = [signal(row, first + i) for i, row in enumerate(some)]
     mine = list(dict.fromkeys(u for row in some for u in units(row["pii_units"])))
-    made = infer(me.engine, said, lexicon=me.lexicon, decoding=me.bundle.decoding, constraint=me._constraint(),
-                 adapter=me.bundle.adapter("infer"))  # fmt: skip
+    made = infer(me.engine, said, lexicon=me.lexicon, decoding=me.bundle.decoded(me.settings),
+                 constraint=me._constraint(), adapter=me.bundle.adapter("infer"))  # fmt: skip
     read = [prompts.signal_text(s, me.engine.tokenizer) for s in said if s.id in made.signal_ids]
     return {
         "units": mine,

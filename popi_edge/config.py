@@ -19,6 +19,7 @@ class Settings:
     """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
 
     ``drafts``: of how many drafts a summary is chosen (``popi_edge.drafts``); None: as many as the bundle says.
+    ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``).
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
     ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """
@@ -28,6 +29,7 @@ class Settings:
     model: str = "popi-smol"
     threads: int | None = None
     drafts: int | None = None
+    known: bool = False
     closed_vocabulary: bool = True
     trusted_keys: tuple[str, ...] = ()
     guard: Mapping[str, str] = field(default_factory=dict)
@@ -56,9 +58,9 @@ def _convert(name: str, value: Any, where: str) -> Any:
         if not text.isdecimal() or not 1 <= int(text) <= MOST[name]:
             raise ConfigError(f"{where}: {name} is {value!r}; it must be a whole number from 1 to {MOST[name]}")
         return int(text)
-    if name == "closed_vocabulary":
+    if name in ("closed_vocabulary", "known"):
         if str(value).lower() not in ("true", "false", "1", "0"):
-            raise ConfigError(f"{where}: closed_vocabulary is {value!r}; it must be true or false")
+            raise ConfigError(f"{where}: {name} is {value!r}; it must be true or false")
         return str(value).lower() in ("true", "1")
     if name == "trusted_keys":
         return _keys(value, where)

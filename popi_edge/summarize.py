@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 WORD = re.compile(r"[^\W\d_]+")
 MARKS = (".", "!", "?")
+NEAR = 1.0
+"""Nats: sentences less likely than the likeliest by more add nothing to how likely their pole is meant."""
+END = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,15 @@ class Decoding:
 
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
     ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
-    the person's choices best (``popi_edge.drafts``).
+    the person's choices best (``popi_edge.drafts``). ``candidates``: what may be said of each
+    pole of each dimension, first what is said, then what the model was taught; where there are some, a summary is made
+    of them (``choose``).
     """
 
     opening: str = ""
     sentences: int | None = None
     drafts: int = 1
+    candidates: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
 
 class Opened:
@@ -81,6 +89,68 @@ def write(
         if how.sentences and text.endswith(MARKS) and sum(text.count(m) for m in MARKS) >= how.sentences:
             break
     return tokenizer.decode(ids).strip(), len(ids)
+
+
+def choose(
+    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
+    how: Decoding,
+) -> tuple[str, int]:  # fmt: skip
+    """A summary of candidates: each time the pole that is likeliest to be meant behind those before it, of a dimension
+    one, until the end is likelier; its text and length in tokens. Empty where nothing may be written.
+
+    Greedy decoding takes the likeliest word and has to go on from there, also where that leads to nothing that the
+    model was taught. How likely a pole is meant is the sum over its sentences, of those within ``NEAR`` of the
+    likeliest; said is the first of them, read on behind the likeliest. The contract's for having nothing to say is a
+    candidate too.
+    """
+    tokenizer, read, said, named = engine.tokenizer, list[int](), list[int](), 0
+    left = {(d, k): pole for d, poles in enumerate(how.candidates) for k, pole in enumerate(poles)}
+    silence = tokenizer.encode(str(prompts.spec()["silence"]))
+    while left and named != how.sentences:
+        options = [(key, tokenizer.encode(" " * bool(read) + text)) for key, pole in left.items() for text in pole]
+        options = [(key, ids) for key, ids in options if len(read) + len(ids) < limit]
+        options.append((END, [tokenizer.eos] if read else silence))
+        opened = Opened(constraint, read) if constraint is not None else None
+        found = engine.likeliest(
+            [*prompt, *read], [ids for _, ids in options], constraint=opened, max_tokens=limit - len(read),
+            adapter=adapter, within=NEAR,
+        )  # fmt: skip
+        likely = defaultdict[tuple[int, int], float](float)
+        for i, score in found:
+            likely[options[i][0]] += math.exp(score.total)
+        meant = max(likely, key=lambda key: likely[key], default=END)
+        if meant == END:
+            said = said or (silence if found and not read else [])
+            break
+        more = tokenizer.encode(" " * bool(said) + left[meant][0])
+        if writable(constraint, [*said, *more], limit):
+            read += next(options[i][1] for i, _ in found if options[i][0] == meant)
+            said, named = [*said, *more], named + 1
+            left = {key: pole for key, pole in left.items() if key[0] != meant[0]}
+        else:
+            del left[meant]
+    return tokenizer.decode(said).strip(), len(said)
+
+
+def writable(constraint: Constraint | None, ids: Sequence[int], limit: int) -> bool:
+    """Whether a text may be decoded, with room for its end."""
+    if len(ids) >= limit or constraint is None:
+        return len(ids) < limit
+    state = constraint.start()
+    for i, token in enumerate(ids):
+        if token not in constraint.allowed(state, limit - i):
+            return False
+        state = constraint.advance(state, token)
+    return True
+
+
+def draft(
+    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
+    how: Decoding,
+) -> tuple[str, int]:  # fmt: skip
+    """The likeliest summary, of candidates where some may be said, else word by word; its text and length in tokens."""
+    chosen = choose(engine, prompt, limit, constraint, adapter, how)
+    return chosen if chosen[0] else write(engine, prompt, limit, constraint, adapter, how)
 
 
 def understood(signal: Signal, lexicon: Lexicon) -> bool:
@@ -145,7 +215,7 @@ def infer(
         reason += f" ({lost} more were not understood: not in English)" if lost else ""
         return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids, 0)
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
-    text, tokens = write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
+    text, tokens = draft(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     said = spoken(text)
     if said and decoding.drafts > 1 and (pairs := drafts.judged(usable[start:], tokenizer)):
         drawn = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,60 @@ def test_under_a_constraint_the_score_is_what_is_sampled_from(engine: Any) -> No
     assert broken.tokens[:2] == pytest.approx(score.tokens[:2], abs=2e-3)
     assert broken.tokens[2:] == (-math.inf, -math.inf) and broken.total == -math.inf
     assert engine.score(PROMPT, [completion], constraint=Only(), max_tokens=3)[0].tokens[3] == -math.inf
+
+
+class Among:
+    """Lets nothing but tokens from 20 to 39 be written."""
+
+    def start(self) -> int:
+        return 0
+
+    def allowed(self, state: int, remaining: int) -> Any:
+        return np.arange(20, 40)
+
+    def advance(self, state: int, token: int) -> int:
+        return state + 1
+
+
+@pytest.mark.parametrize("within", [0.0, 3.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_likeliest_are_those_of_the_highest_scores(engine: Any, masked: bool, within: float) -> None:
+    rng, several = random.Random(4), 0
+    for _ in range(8):
+        some = [[rng.randrange(18 if masked else 20, 26) for _ in range(rng.randint(1, 6))] for _ in range(40)]
+        some = [list(ids) for ids in dict.fromkeys(map(tuple, some))]
+        mask = Among() if masked else None
+        scores = [s.total for s in engine.score(PROMPT, some, constraint=mask, max_tokens=6, adapter="infer")]
+        found = engine.likeliest(PROMPT, some, constraint=mask, max_tokens=6, adapter="infer", within=within)
+        near = max(scores) - within
+        assert {i for i, s in enumerate(scores) if s > near + 4e-3} <= {i for i, _ in found}
+        for i, score in found:
+            assert score.total == pytest.approx(scores[i], abs=2e-3) == math.fsum(score.tokens)
+            assert score.total > near - 4e-3 and len(score.tokens) == len(some[i])
+        totals = [score.total for _, score in found]
+        assert totals == sorted(totals, reverse=True) and scores[found[0][0]] == pytest.approx(max(scores), abs=4e-3)
+        several += len(found) > 1
+    assert bool(several) == bool(within)
+
+
+def test_the_likeliest_is_found_with_fewer_tokens_than_there_are(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = [[20, 21, 22, 23, 24, k] for k in range(40, 60)]
+    engine.score(PROMPT, alike[:1])
+    read: list[int] = []
+    known = engine._eval
+    monkeypatch.setattr(engine, "_eval", lambda lane, ids, last: read.append(len(ids)) or known(lane, ids, last))
+    [(_, found)] = engine.likeliest(PROMPT, alike)
+    assert len(read) <= 2 and sum(read) <= 6  # the prompt's last and five, not twenty times as many
+    assert found.total == pytest.approx(max(s.total for s in engine.score(PROMPT, alike)), abs=2e-3)
+
+
+def test_of_what_no_constraint_lets_be_written_none_is_likely(engine: Any) -> None:
+    assert engine.likeliest(PROMPT, [[50, 51], [20, 50], [20, 21, 50]], constraint=Among()) == []
+    [(best, _)] = engine.likeliest(PROMPT, [[20, 21], [20]], constraint=Among(), max_tokens=1)
+    assert best == 1  # there is no room for the other
+    for nothing in ([], [[20], []]):
+        with pytest.raises(EngineError, match=r"there is nothing to choose from|an empty completion has no score"):
+            engine.likeliest(PROMPT, nothing)
 
 
 def test_scores_do_not_depend_on_what_was_cached(engine: Any) -> None:

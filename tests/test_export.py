@@ -211,11 +211,35 @@ def test_a_draft_is_read_back_though_only_signed_bundles_are_trusted(
     assert popi(run, tmp_path / "out", "--force")[0] == 0 and "manifest.sig" not in listed(tmp_path / "out")
 
 
+def test_sentences_for_its_summaries_go_with_it(home: Path, run: Path, popi: Popi, tmp_path: Path) -> None:
+    path = tmp_path / "sentences.json"
+    groups = [[["Be brief.", "Be short."], ["Use long replies."]], [["Likes jokes."]]]
+    path.write_text(json.dumps(groups))
+    assert popi(run, tmp_path / "out", "--candidates", path)[0] == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["decoding"] == {"candidates": groups}
+    assert read_bundle(tmp_path / "out", config.load(home)).decoding.candidates == (
+        (("Be brief.", "Be short."), ("Use long replies.",)), (("Likes jokes.",),)
+    )  # fmt: skip
+    for given, said in (
+        ([[["Likes Xylophonia."]]], "'Likes Xylophonia.' cannot be written: word 'Xylophonia'"),
+        ([["Be brief."]], "is not a list of dimensions"), ([[["Be brief."]], [["Be brief."]]], "1 of them twice"),
+        ({"a": 1}, "is not a list of dimensions"), ([[[]]], "is not a list of dimensions"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(given))
+        refused(popi(run, tmp_path / "more", "--candidates", path), "sentences.json", said)
+    path.write_text("[[")
+    refused(popi(run, tmp_path / "more", "--candidates", path), "sentences.json: not JSON")
+    refused(popi(run, tmp_path / "more", "--candidates", tmp_path / "none"), "cannot read the candidates")
+    path.write_text(json.dumps(groups))
+    refused(popi(run, tmp_path / "more", "--candidates", path, "--adapters", "merge"), "--candidates is for a run's")
+    assert not (tmp_path / "more").exists()
+
+
 def test_the_committed_manifest_has_the_same_form(run: Path, popi: Popi, tmp_path: Path) -> None:
     assert popi(run, tmp_path / "out")[0] == 0
     shipped = json.loads((Path(bundle.read_bundle.__code__.co_filename).parent / "popi-smol/manifest.json").read_text())
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
-    assert set(shipped) == set(manifest) | {"evaluation"}
+    assert set(shipped) == set(manifest) | {"evaluation", "decoding"}
     assert set(shipped["base"]) == set(manifest["base"]) and set(shipped["roles"]) == set(manifest["roles"])
 
 

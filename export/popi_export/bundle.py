@@ -29,10 +29,12 @@ from popi_edge.files import cause, read_regular
 from popi_edge.models.bases import BASES, Base, file_sha256, locate
 from popi_edge.models.bundle import read_bundle, verified, write_signature
 from popi_edge.models.gguf import Gguf
-from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES, contents, parse
+from popi_edge.models.manifest import FORMAT, MANIFEST, MAX_MANIFEST, ROLES, Candidates, contents, parse
+from popi_edge.models.manifest import candidates as sentences
 from popi_edge.models.names import gguf_name
 from popi_edge.models.signing import SIGNATURE
 from popi_edge.prompts import CONTRACT
+from popi_edge.vocabulary import Lexicon
 from popi_export.stages import versions
 from popi_export.to_gguf import write_adapter
 from popi_training import recipe as recipes
@@ -126,11 +128,13 @@ def export(
     force: bool = False,
     private: Ed25519PrivateKey | None = None,
     judge: Judge | None = None,
+    candidates: Candidates = (),
 ) -> dict[str, Any]:
     """Write the bundle's folder ``out``, signed where there is a private key, and return its manifest.
 
     ``judge`` is given the adapters' files by role before there is anything at ``out``; what it says of them goes into
-    the manifest, what it raises leaves no bundle. Raises ConfigError (a name that is none, ``out`` is taken),
+    the manifest, what it raises leaves no bundle. ``candidates``: the sentences that its summaries are made of.
+    Raises ConfigError (a name that is none, ``out`` is taken),
     ModelError where what was written does not read back as the checkpoint's adapter rounded to float16, StoreError when
     the disk is full. ``out`` is as it was then.
     """
@@ -149,6 +153,7 @@ def export(
     with drafted(out) as draft:
         _write(checkpoint, draft, shape)
         manifest = _manifest(checkpoint, draft, name, version, evaluation)
+        manifest |= {"decoding": {"candidates": candidates}} if candidates else {}
         manifest |= {"verified": dict(said)} if said is not None else {}
         text = json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
         if len(text.encode()) > MAX_MANIFEST:
@@ -313,18 +318,35 @@ def _rounded(value: NDArray[np.float32]) -> NDArray[np.float32]:
         return value.astype(np.float16).astype(np.float32)
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """A table for the manifest. Raises ConfigError unless the file is one JSON object of finite numbers."""
+def read_candidates(path: Path) -> Candidates:
+    """Sentences for the manifest, by dimension and pole. Raises ConfigError, also for one that the closed vocabulary
+    does not let be written."""
+    try:
+        found = sentences(_json(path, "candidates"), str(path))
+    except ModelError as e:
+        raise ConfigError(str(e)) from None
+    lexicon = Lexicon.load()
+    for text in (text for poles in found for texts in poles for text in texts):
+        if problems := lexicon.explain(text):
+            raise ConfigError(f"{path}: {text!r:.80} cannot be written: {problems[0].rule} {problems[0].text!r:.40}")
+    return found
 
+
+def _json(path: Path, what: str) -> Any:
     def refuse(text: str) -> float:
         raise ValueError(f"{text} is no number")
 
     try:
-        value = json.loads(path.read_text("utf-8"), parse_constant=refuse)
+        return json.loads(path.read_text("utf-8"), parse_constant=refuse)
     except OSError as e:
-        raise ConfigError(f"cannot read the evaluation {path}: {e.strerror}") from None
+        raise ConfigError(f"cannot read the {what} {path}: {e.strerror}") from None
     except (ValueError, RecursionError) as e:
         raise ConfigError(f"{path}: not JSON: {str(e)[:80]}") from None
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A table for the manifest. Raises ConfigError unless the file is one JSON object of finite numbers."""
+    value = _json(path, "evaluation")
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: the evaluation must be an object, not {type(value).__name__}")
     return value

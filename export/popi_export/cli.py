@@ -38,6 +38,7 @@ WHOLE = ("formats", "quant", "adapters", "base", "calibration", "licence", "way"
 @click.option("--name", help="The bundle's name (default: the recipe's or the folder's).")
 @click.option("--version", default="0.1.0", show_default=True, help="The bundle's version.")
 @click.option("--evaluation", metavar="FILE", type=PATH, help="A table (JSON) for the manifest.")
+@click.option("--candidates", metavar="FILE", type=PATH, help="Sentences that a run's summaries are made of (JSON).")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @common
 def export(app: App, *, checkpoint: Path, out: Path, **options: Any) -> None:
@@ -55,6 +56,8 @@ def export(app: App, *, checkpoint: Path, out: Path, **options: Any) -> None:
     bundle.refuse_taken(out, options["force"])
     private = _private(options["sign"])
     table = bundle.read_evaluation(options["evaluation"]) if options["evaluation"] is not None else None
+    if options["candidates"] is not None:
+        options["candidates"] = bundle.read_candidates(options["candidates"])
     if _is_run(checkpoint) and not any(options[name] is not None for name in WHOLE):
         _adapters(app, checkpoint, out, options, table, private)
     else:
@@ -89,6 +92,7 @@ def _adapters(app: App, checkpoint: Path, out: Path, options: dict[str, Any], ta
     name, how = options["name"] or read.recipe.name, _how(options)
     manifest = bundle.export(
         read, out, app.settings, name=name, version=options["version"], evaluation=table, force=options["force"],
+        candidates=options["candidates"] or (),
         private=private, judge=_judge(app, checkpoint, read, how, options["limits"]) if how != "off" else None,
     )  # fmt: skip
     if read.step < read.recipe.train.steps:
@@ -127,6 +131,8 @@ def _whole(app: App, checkpoint: Path, out: Path, options: dict[str, Any], table
     """Whole models from any checkpoint."""
     from popi_export import pipeline, plan, source
 
+    if options["candidates"] is not None:
+        raise ConfigError("--candidates is for a run's adapters; whole models have none")
     if _is_run(checkpoint):
         need("torch")
     found = source.read(checkpoint, app.settings, base=options["base"])

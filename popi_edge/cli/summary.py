@@ -60,11 +60,12 @@ def show(app: App, user: str) -> None:
 @summary.command()
 @click.option("--drafts", type=click.IntRange(1, MOST["drafts"]), metavar="N",
               help="Of so many drafts keep the one that tells your choices best (default: as the bundle says).")
+@click.option("--known", is_flag=True, default=None, help="Make it of sentences that the model was taught.")
 @user_option
 @common
-def refresh(app: App, drafts: int | None, user: str) -> None:
+def refresh(app: App, drafts: int | None, known: bool | None, user: str) -> None:
     """Infer a new version from the signals. It stays a draft until you approve it."""
-    with open_popi(app, drafts=drafts) as me:
+    with open_popi(app, drafts=drafts, known=known) as me:
         made = me.summarize(user)
     app.emit(as_json(made), lambda: as_text(made))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popi_edge.config import Settings, make_folder, make_home
-from popi_edge.errors import ModelError
+from popi_edge.errors import ConfigError, ModelError
 from popi_edge.files import read_regular, whole_file
 from popi_edge.models import archive
 from popi_edge.models.bases import BASES, file_sha256, locate
@@ -61,11 +61,16 @@ class Bundle:
     def decoding(self) -> Decoding:
         """How its summaries are decoded."""
         how = self.manifest.get("decoding", {})
-        return Decoding(str(how.get("opening", "")), how.get("sentences"), how.get("drafts", 1))
+        candidates = tuple(tuple(map(tuple, poles)) for poles in how.get("candidates", ()))
+        return Decoding(str(how.get("opening", "")), how.get("sentences"), how.get("drafts", 1), candidates)
 
     def decoded(self, settings: Settings) -> Decoding:
-        """The same, with as many drafts as the settings want."""
-        return replace(self.decoding, drafts=settings.drafts) if settings.drafts else self.decoding
+        """The same as the settings want it. Raises ConfigError where that is sentences which the bundle lacks."""
+        found = self.decoding
+        if settings.known and not found.candidates:
+            raise ConfigError(f"known: {self.name} has no sentences of its own to make a summary of")
+        found = found if settings.known else replace(found, candidates=())
+        return replace(found, drafts=settings.drafts) if settings.drafts else found
 
     def engine(self, name: str, *, threads: int | None = None) -> Engine:
         """Open an engine on the base, or the whole model, with this bundle's adapters."""

@@ -22,6 +22,7 @@ FORMAT, WHOLE = 1, 2
 MANIFEST = "manifest.json"
 ROLES = ("infer", "generate")
 MAX_MANIFEST = 1 << 20
+MAX_CANDIDATES = 1_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.gguf")
 """Names that are one plain file on every system: no separators, no drive, no stream, nothing hidden."""
@@ -120,11 +121,35 @@ def parse(data: bytes, where: Path) -> dict[str, Any]:
     drafts = how.get("drafts", 1)
     if isinstance(drafts, bool) or not isinstance(drafts, int) or not 1 <= drafts <= MOST["drafts"]:
         raise ModelError(f"{where}: decoding.drafts is not a whole number from 1 to {MOST['drafts']}")
+    candidates(how.get("candidates", []), f"{where}: decoding.candidates")
     if table["format"] == FORMAT:
         _base(table, where)
     elif "base" in table:
         raise ModelError(f"{where}: a bundle of whole models has no base")
     return table
+
+
+SENTENCE = re.compile(r"\S(?:.{0,297}\S)?[.!?]")
+Candidates = tuple[tuple[tuple[str, ...], ...], ...]
+
+
+def candidates(given: Any, where: str) -> Candidates:
+    """Sentences that a summary may be made of: for each dimension its poles, for each of those what may be said. Raises
+    ModelError."""
+    lists, texts = [given], list[Any]()
+    for depth in range(3):
+        if not all(isinstance(some, list) and (some or not depth) for some in lists):
+            texts.append(None)
+            break
+        lists = [one for some in lists for one in some]
+    texts += lists
+    for text in texts:
+        if not isinstance(text, str) or not text.isprintable() or not SENTENCE.fullmatch(text):
+            raise ModelError(f"{where} is not a list of dimensions, each of poles, each of sentences (300 characters)")
+    if len(texts) > MAX_CANDIDATES or len(set(texts)) < len(texts):
+        raise ModelError(f"{where}: {len(texts)} sentences, {len(texts) - len(set(texts))} of them twice; the limit is "
+                         f"{MAX_CANDIDATES}, each once")  # fmt: skip
+    return tuple(tuple(map(tuple, poles)) for poles in given)
 
 
 def _base(table: Mapping[str, Any], where: Path) -> None:
