@@ -46,9 +46,8 @@ class Decoding:
 
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
     ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
-    the person's choices best (``popi_edge.drafts``). ``candidates``: what may be said of each
-    pole of each dimension, first what is said, then what the model was taught; where there are some, a summary is made
-    of them (``choose``).
+    the person's choices best (``popi_edge.drafts``). ``candidates``: of each pole of each dimension first what is said,
+    then what the model was taught; where there are some, a summary is made of them (``choose``).
     """
 
     opening: str = ""

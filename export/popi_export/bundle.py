@@ -133,10 +133,9 @@ def export(
     """Write the bundle's folder ``out``, signed where there is a private key, and return its manifest.
 
     ``judge`` is given the adapters' files by role before there is anything at ``out``; what it says of them goes into
-    the manifest, what it raises leaves no bundle. ``candidates``: the sentences that its summaries are made of.
-    Raises ConfigError (a name that is none, ``out`` is taken),
-    ModelError where what was written does not read back as the checkpoint's adapter rounded to float16, StoreError when
-    the disk is full. ``out`` is as it was then.
+    the manifest, what it raises leaves no bundle. ``candidates``: sentences that its summaries may be made of. Raises
+    ConfigError (a name that is none, ``out`` is taken), ModelError where what was written does not read back as the
+    checkpoint's adapter rounded to float16, StoreError when the disk is full. ``out`` is as it was then.
     """
     for what, text in (("name", name), ("version", version)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text):
