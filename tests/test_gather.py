@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from popi_training.evaluate import gather
+from tests.test_shipped_bundle import AS_MEASURED
 
 ROOT = Path(__file__).parent.parent
 SETS = {
@@ -25,7 +26,7 @@ def test_the_manifest_and_the_readme_have_the_table_of_the_committed_results() -
     assert manifest["evaluation"] == json.loads(json.dumps(table))
     assert gather.markdown(table) in (ROOT / "README.md").read_text("utf-8")
     for word in words:
-        assert gather.read(word)[1]["model"] == f"{manifest['name']} {manifest['version']}"
+        assert gather.read(word)[1]["model"] == AS_MEASURED["fifth"]  # of the same adapters and the same decoding
 
 
 @pytest.mark.parametrize("text", [

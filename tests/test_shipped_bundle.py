@@ -16,6 +16,7 @@ import pytest
 from popi_edge import config
 from popi_edge.models.bases import BASES, stored
 from popi_edge.models.bundle import DEFAULT, open_bundle
+from popi_edge.summarize import Decoding
 from popi_training import corpus, recipe, train, warm
 from popi_training.evaluate import run
 from popi_training.evaluate.data import load
@@ -137,6 +138,7 @@ def test_some_rows_come_out_as_they_stand_there(
     shutil.copy(base, stored(smol, home / "models"))
     settings = config.load(home)
     opened = open_bundle(BUNDLES[which], settings)
+    assert opened.decoded(settings) == Decoding()
     assert table["model"] == AS_MEASURED.get(which, f"{opened.name} {opened.version}")
     known = {r["row"]: r for r in rows}
     data = load(corpus.FOLDER, "corpus", part="prompts", limit=table["limit"], seed=table["seed"])
