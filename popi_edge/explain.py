@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from popi_edge import prompts
 from popi_edge.engines.base import common_prefix
-from popi_edge.summarize import SENTENCE_END, inference_prompt
+from popi_edge.summarize import SENTENCE_END, inference_prompt, writable
 
 if TYPE_CHECKING:
     from popi_edge.engines.base import Constraint, Engine
@@ -135,7 +135,7 @@ class _Scorer:
         spoken = tokenizer.encode(opening)
         self.skip = len(spoken) if common_prefix(spoken, self.ids) == len(spoken) else 0
         self.limit = prompts.spec()["limits"]["summary_tokens"]
-        self.constraint = constraint if constraint and _writable(constraint, self.ids, self.limit) else None
+        self.constraint = constraint if constraint and writable(constraint, self.ids, self.limit) else None
         self._known: dict[tuple[int, ...], list[float]] = {}
 
     def without(self, span: Span) -> list[float]:
@@ -160,15 +160,3 @@ def _owners(text: str, tokens: Sequence[bytes]) -> list[int]:
     """For each token of a text, the number of the sentence in which it ends."""
     starts = [len(text[: m.start()].encode()) for m in SENTENCE_END.finditer(text)]
     return [sum(start < end for start in starts) for end in accumulate(map(len, tokens))]
-
-
-def _writable(constraint: Constraint, ids: Sequence[int], limit: int) -> bool:
-    """Whether the mask would let these tokens through, within ``limit`` tokens."""
-    if len(ids) > limit:
-        return False
-    state = constraint.start()
-    for i, token in enumerate(ids):
-        if token not in constraint.allowed(state, limit - i):
-            return False
-        state = constraint.advance(state, token)
-    return True

@@ -121,20 +121,20 @@ def choose(
         if meant == END:
             said = said or (silence if found and not read else [])
             break
-        more = tokenizer.encode(" " * bool(said) + left[meant][0])
-        if writable(constraint, [*said, *more], limit):
+        longer = [*said, *tokenizer.encode(" " * bool(said) + left[meant][0])]
+        if len(longer) < limit and (constraint is None or writable(constraint, longer, limit)):
             read += next(options[i][1] for i, _ in found if options[i][0] == meant)
-            said, named = [*said, *more], named + 1
+            said, named = longer, named + 1
             left = {key: pole for key, pole in left.items() if key[0] != meant[0]}
         else:
             del left[meant]
     return tokenizer.decode(said).strip(), len(said)
 
 
-def writable(constraint: Constraint | None, ids: Sequence[int], limit: int) -> bool:
-    """Whether a text may be decoded, with room for its end."""
-    if len(ids) >= limit or constraint is None:
-        return len(ids) < limit
+def writable(constraint: Constraint, ids: Sequence[int], limit: int) -> bool:
+    """Whether the mask would let these tokens through, within ``limit`` tokens."""
+    if len(ids) > limit:
+        return False
     state = constraint.start()
     for i, token in enumerate(ids):
         if token not in constraint.allowed(state, limit - i):

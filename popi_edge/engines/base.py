@@ -373,7 +373,6 @@ class BaseEngine:
         return sorted(near, key=lambda both: -both[1].total)
 
 
-
 @dataclass
 class _Node:
     """Completions that begin alike: which one ends here, and by first token what follows up to the next such node."""
