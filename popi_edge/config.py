@@ -19,7 +19,8 @@ class Settings:
     """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
 
     ``drafts``: of how many drafts a summary is chosen (``popi_edge.drafts``); None: as many as the bundle says.
-    ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``).
+    ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``), or not; None: of these
+    and word by word, where the bundle has any, and the better one is kept.
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
     ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """
@@ -29,7 +30,7 @@ class Settings:
     model: str = "popi-smol"
     threads: int | None = None
     drafts: int | None = None
-    known: bool = False
+    known: bool | None = None
     closed_vocabulary: bool = True
     trusted_keys: tuple[str, ...] = ()
     guard: Mapping[str, str] = field(default_factory=dict)

@@ -47,13 +47,15 @@ class Decoding:
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
     ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
     the person's choices best (``popi_edge.drafts``). ``candidates``: of each pole of each dimension first what is said,
-    then what the model was taught; where there are some, a summary is made of them (``choose``).
+    then what the model was taught. Where there are some, a summary of them (``choose``) stands beside the likeliest
+    word by word, and the one that tells the choices better is kept; ``known``, or without any choice: the first.
     """
 
     opening: str = ""
     sentences: int | None = None
     drafts: int = 1
     candidates: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    known: bool = False
 
 
 class Opened:
@@ -143,15 +145,6 @@ def writable(constraint: Constraint, ids: Sequence[int], limit: int) -> bool:
     return True
 
 
-def draft(
-    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
-    how: Decoding,
-) -> tuple[str, int]:  # fmt: skip
-    """The likeliest summary, of candidates where some may be said, else word by word; its text and length in tokens."""
-    chosen = choose(engine, prompt, limit, constraint, adapter, how)
-    return chosen if chosen[0] else write(engine, prompt, limit, constraint, adapter, how)
-
-
 def understood(signal: Signal, lexicon: Lexicon) -> bool:
     """Whether the signal's text is in the language the model knows: enough of its words are ordinary English ones."""
     words = WORD.findall(" ".join(signal.texts())[:20_000].lower())
@@ -202,7 +195,7 @@ def infer(
     """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood. Posts
     and profiles that command the model (``popi_edge.injection``) are left out.
 
-    ``judge``: the generator's adapter, which chooses among several drafts (None: the base).
+    ``judge``: the generator's adapter, which chooses among drafts (None: the base).
     """
     limits, tokenizer = prompts.spec()["limits"], engine.tokenizer
     ordered = {s.id: why for s in signals if (why := commands(s))}
@@ -214,19 +207,22 @@ def infer(
         reason += f" ({lost} more were not understood: not in English)" if lost else ""
         return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids, 0)
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
-    text, tokens = draft(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
-    said = spoken(text)
-    if said and decoding.drafts > 1 and (pairs := drafts.judged(usable[start:], tokenizer)):
-        drawn = [
-            write(engine, prompt, limits["summary_tokens"], constraint, adapter, decoding,
-                  temperature=drafts.TEMPERATURE, seed=k)[0]
-            for k in range(1, decoding.drafts)
-        ]  # fmt: skip
-        texts = [said, *filter(None, map(spoken, drawn))]
-        parts = [s for text in texts for s in SENTENCE_END.split(text)]
-        said = drafts.best(engine, list(dict.fromkeys([*texts, *parts])), pairs, judge)
-    if said != text:
-        text, tokens = said, len(tokenizer.encode(said))
+    how = (engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
+    pairs = drafts.judged(usable[start:], tokenizer)
+    chosen, tokens = choose(*how)
+    first = [chosen] if chosen else []
+    if not chosen or (pairs and not decoding.known):
+        written, tokens = write(*how)
+        first.append(written)
+    text, said = first[-1], list(dict.fromkeys(map(spoken, first)))
+    drawn: list[str] = []
+    if any(said) and pairs and decoding.drafts > 1:
+        drawn = [write(*how, temperature=drafts.TEMPERATURE, seed=k)[0] for k in range(1, decoding.drafts)]
+        drawn = [*said, *map(spoken, drawn)]
+        drawn += [s for text in drawn for s in SENTENCE_END.split(text)]
+    kept = drafts.best(engine, said, [d for d in dict.fromkeys(drawn) if d and d not in said], pairs, judge)
+    if kept != text:
+        text, tokens = kept, len(tokenizer.encode(kept))
     if not text:
         reason = "the signals say nothing of how replies should be"
         return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids[start:], len(prompt))

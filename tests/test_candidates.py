@@ -8,13 +8,14 @@ import math
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import popi_edge as popi
-from popi_edge import prompts
+from popi_edge import drafts, prompts
 from popi_edge.cli import main
 from popi_edge.engines.base import Score
 from popi_edge.errors import ModelError
@@ -141,6 +142,30 @@ def test_having_nothing_to_say_is_no_summary(me: popi.Popi, monkeypatch: pytest.
     assert (made.status, made.text) == ("insufficient", "") and "say nothing of how replies should be" in made.reason
 
 
+def test_of_both_ways_the_one_that_tells_the_choices_better_is_kept(
+    talkative: popi.Popi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, mask, kept = talkative.engine, talkative._constraint(), []
+    for k in range(8):
+        replies = [f"{'ready ' * k}yes", "no, not yet"]
+        up, down = replies if k % 2 else replies[::-1]
+        signals = (popi.Comparison(prompt="?" * (k + 1), chosen=up, rejected=down), *SIGNALS[: k % 3])
+        both = Decoding(candidates=GROUPS, sentences=1)
+        known, written, found = (
+            infer(engine, signals, constraint=mask, decoding=how)
+            for how in (replace(both, known=True), replace(both, candidates=()), both)
+        )
+        pairs = drafts.judged(signals, engine.tokenizer)
+        bare = drafts.margins(engine, "", pairs, None)
+        worths = [drafts.worth(drafts.margins(engine, m.text, pairs, None), bare) for m in (known, written)]
+        assert found == (written if worths[1] > worths[0] else known)
+        kept.append(found == known != written)
+    assert len(set(kept)) == 2
+    monkeypatch.setattr("popi_edge.summarize.write", None)
+    said = infer(engine, SIGNALS[1:2] * 2, constraint=mask, decoding=both)
+    assert said == infer(engine, SIGNALS[1:2] * 2, constraint=mask, decoding=replace(both, known=True))
+
+
 TOO_MANY = [[[f"Be {i}." for i in range(MAX_CANDIDATES + 1)]]]
 
 
@@ -212,7 +237,9 @@ def test_a_person_asks_for_known_sentences(
     monkeypatch.setattr(bundle, "ZERO_SHOT", {"candidates": GROUPS})
     asked = json.loads(run("--known", "--json")[1])["text"]
     assert asked and asked != free and set(SENTENCE_END.split(asked)) <= set(itertools.chain(*SAID))
-    assert json.loads(run("--json")[1])["text"] not in ("", asked)
+    written = json.loads(run("--no-known", "--json")[1])["text"]
+    assert written not in ("", asked)
+    assert json.loads(run("--json")[1])["text"] in (written, asked)
     (tmp_path / "home" / "config.toml").write_text("known = true\n")
     assert json.loads(run("--json")[1])["text"] == asked
     (tmp_path / "home" / "config.toml").write_text('known = "maybe"\n')

@@ -60,7 +60,8 @@ def show(app: App, user: str) -> None:
 @summary.command()
 @click.option("--drafts", type=click.IntRange(1, MOST["drafts"]), metavar="N",
               help="Of so many drafts keep the one that tells your choices best (default: as the bundle says).")
-@click.option("--known", is_flag=True, default=None, help="Make it of sentences that the model was taught.")
+@click.option("--known/--no-known", default=None,
+              help="Of sentences that the model was taught, or word by word (default: both, and the better is kept).")
 @user_option
 @common
 def refresh(app: App, drafts: int | None, known: bool | None, user: str) -> None:

@@ -69,7 +69,8 @@ class Bundle:
         found = self.decoding
         if settings.known and not found.candidates:
             raise ConfigError(f"known: {self.name} has no sentences of its own to make a summary of")
-        found = found if settings.known else replace(found, candidates=())
+        if settings.known is not None:
+            found = replace(found, known=settings.known, candidates=found.candidates if settings.known else ())
         return replace(found, drafts=settings.drafts) if settings.drafts else found
 
     def engine(self, name: str, *, threads: int | None = None) -> Engine:

@@ -81,7 +81,7 @@ class Pair:
         """All that a stored unit depends on beside its key: what must agree for a run to be continued."""
         words = sorted(self.lexicon.words) if self.lexicon is not None else []
         how = [asdict(d) for d in (self.decoding, self.untrained) if d is not None]
-        how = [{k: v for k, v in d.items() if v or k != "candidates"} for d in how]  # as before there were any
+        how = [{k: v for k, v in d.items() if v or k not in ("candidates", "known")} for d in how]  # as before these
         spec = json.dumps([dict(prompts.spec()), how, words], sort_keys=True).encode()
         return {
             "format": data.format,
