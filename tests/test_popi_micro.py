@@ -118,6 +118,23 @@ def test_people_of_the_warm_start_have_few_signals_at_first_and_are_told_what_is
     assert all(p.oracle == world.say(world.truth(world.draw(p.id.split(":")[1], "train")[1])) for p in later[-24:])
 
 
+def test_the_inference_model_may_be_taught_words_that_the_generator_never_hears(recipe: Path) -> None:
+    text = recipe.read_text().replace("[joint]", "[joint]\nother_words = true", 1)
+    read, plain = recipes.parse(text, "it"), recipes.read(recipe)
+    for step in range(3):
+        made, same = popi_micro.people(read, step), popi_micro.people(plain, step)
+        assert [world.read(p.oracle) for p in made] == [world.read(p.heard) for p in made]
+        assert [p.heard for p in made] == [p.oracle for p in same] == [p.heard for p in same]
+        assert [replace(p, oracle=q.oracle) for p, q in zip(made, same, strict=True)] == same
+        assert sum(p.oracle != p.heard for p in made) > len(made) / 2
+    trainer = popi_micro.open_run(read, "cpu")
+    for person in made[:8]:
+        told = trainer._told(person)
+        assert told.texts == [person.heard] and trainer.said(told.draws[0]) == person.oracle
+    with pytest.raises(ConfigError, match=r"joint\.other_words needs data\.world and joint\.warm"):
+        recipes.parse(text.replace("warm = 3", "warm = 0").replace("warm_generate = 2", "warm_generate = 0"), "it")
+
+
 def test_half_of_the_replies_that_are_trained_on_have_their_words_in_any_order_and_mean_the_same(recipe: Path) -> None:
     read, law = recipes.read(recipe), world.bayes()
     kept, seen = list[bool](), set[tuple[str, ...]]()

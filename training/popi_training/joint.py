@@ -175,7 +175,7 @@ class Joint(Trainer):
         """What φ is to imitate, and what θ learns under."""
         ids, allowed = self.reader.completion(person.oracle or str(prompts.spec()["silence"]))
         draw = Draw(ids, allowed, (0.0,) * len(ids), True)
-        return Group(person, self.reader.prompt(person.signals), [draw], [person.oracle])
+        return Group(person, self.reader.prompt(person.signals), [draw], [person.heard or person.oracle])
 
     # scoring ------------------------------------------------------------------------------------------------
     def likelihoods(self, role: str, asked: Sequence[Asked]) -> Tensor:

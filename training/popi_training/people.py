@@ -20,14 +20,16 @@ class Target:
 @dataclass(frozen=True)
 class Person:
     """``signals`` in order of time; ``targets``: held-out pairs, of other prompts than the signals are about, each
-    prompt once; ``oracle``: what somebody who knows them would say, where that is known; ``known``: what the first 1,
-    2, … signals say of each attribute, in numbers; ``alike``: the signals of other people who want the same, where the
-    identity term needs some."""
+    prompt once; ``oracle``: what somebody who knows them would say, where that is known; ``heard``: what a generator is
+    taught under in its place, where that is not the same; ``known``: what the first 1, 2, … signals say of each
+    attribute, in numbers; ``alike``: the signals of other people who want the same, where the identity term needs some.
+    """
 
     id: str
     signals: tuple[Signal, ...]
     targets: tuple[Target, ...]
     oracle: str = ""
+    heard: str = ""
     known: tuple[tuple[float, ...], ...] = ()
     alike: tuple[tuple[Signal, ...], ...] = ()
 

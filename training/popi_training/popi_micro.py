@@ -87,7 +87,7 @@ def people(recipe: Recipe, step: int) -> list[Person]:
             ))  # fmt: skip
         if i >= recipe.train.batch:
             person = replace(person, targets=())
-        made += _upto(person, bool(recipe.joint.dense)) if warm else [person]
+        made += _upto(person, recipe) if warm else [person]
     return made
 
 
@@ -114,9 +114,9 @@ def _stirred(person: Person) -> Person:
     return replace(person, signals=tuple(map(stirred, person.signals)), targets=targets)
 
 
-def _upto(person: Person, dense: bool) -> list[Person]:
+def _upto(person: Person, recipe: Recipe) -> list[Person]:
     """Somebody after each of their signals, with what so many say and some of their targets, as that decides them;
-    where it is asked for also with what these signals say, in numbers.
+    where it is asked for also with what these signals say, in numbers, and in other words than the generator is given.
 
     What they say is reckoned by somebody who knows of all users alike, not which wants no training user has together:
     otherwise the model learns that there are no such people.
@@ -125,11 +125,12 @@ def _upto(person: Person, dense: bool) -> list[Person]:
     posteriors = law.posteriors(person.signals)
     best = law.summaries(posteriors)
     degrees = np.array([[dict(said).get(a, 0) for a in range(len(world.ATTRIBUTES))] for said in best]) / STRESSED
-    known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if dense else 0]
+    known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if recipe.joint.dense else 0]
+    words = random.Random(f"say:{person.id}") if recipe.joint.other_words else None
     return [
         replace(
-            person, signals=person.signals[:k], oracle=world.say(said), known=tuple(map(tuple, known[:k].tolist())),
-            targets=world.judged(said, person.targets[k - 1 :: len(best)]),
+            person, signals=person.signals[:k], oracle=world.say(said, words), heard=world.say(said),
+            known=tuple(map(tuple, known[:k].tolist())), targets=world.judged(said, person.targets[k - 1 :: len(best)]),
         )
         for k, said in enumerate(best, 1)
     ]  # fmt: skip
