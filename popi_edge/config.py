@@ -19,8 +19,8 @@ class Settings:
     """Where things are, which engine runs with which bundle (``model``). ``threads`` None lets the engine choose.
 
     ``drafts``: of how many drafts a summary is chosen (``popi_edge.drafts``); None: as many as the bundle says.
-    ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``), or not; None: of these
-    and word by word, where the bundle has any, and the better one is kept.
+    ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``), or word by word; None:
+    of these, where it has any, for who judged no two replies.
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
     ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """

@@ -87,15 +87,11 @@ def _log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x)) if x > -30 else x
 
 
-def best(
-    engine: Engine, first: Sequence[str], others: Sequence[str], pairs: Sequence[Judged], adapter: str | None
-) -> str:
-    """Of the ``first`` drafts the one that tells the pairs best, or of the ``others`` one that does by ``GAIN`` better;
-    of equals the earlier. An empty draft says nothing, and is judged as that. Raises EngineError."""
-    if len(first) + len(others) < 2 or not pairs:
-        return first[0]
+def best(engine: Engine, texts: Sequence[str], pairs: Sequence[Judged], adapter: str | None) -> str:
+    """The first of several drafts, or what tells the pairs best where that is better by ``GAIN``; of equals the first.
+    Raises EngineError."""
+    if len(texts) < 2 or not pairs:
+        return texts[0]
     bare = margins(engine, "", pairs, adapter)
-    worths = [worth(margins(engine, text, pairs, adapter), bare) for text in (*first, *others)]
-    likely = max(worths[: len(first)])
-    better = [w for w in worths[len(first) :] if w > likely + GAIN]
-    return (*first, *others)[worths.index(max(better, default=likely))]
+    first, *scores = [worth(margins(engine, text, pairs, adapter), bare) for text in texts]
+    return texts[1 + scores.index(max(scores))] if max(scores) > first + GAIN else texts[0]

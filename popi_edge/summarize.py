@@ -47,8 +47,8 @@ class Decoding:
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
     ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
     the person's choices best (``popi_edge.drafts``). ``candidates``: of each pole of each dimension first what is said,
-    then what the model was taught. Where there are some, a summary of them (``choose``) stands beside the likeliest
-    word by word, and the one that tells the choices better is kept; ``known``, or without any choice: the first.
+    then what the model was taught. A summary is made of them (``choose``) where the person judged no two replies, or
+    where it shall be ``known`` in any case; else it is written word by word.
     """
 
     opening: str = ""
@@ -195,7 +195,7 @@ def infer(
     """Infer one summary from signals in order of insertion. ``lexicon`` also tells which signals are understood. Posts
     and profiles that command the model (``popi_edge.injection``) are left out.
 
-    ``judge``: the generator's adapter, which chooses among drafts (None: the base).
+    ``judge``: the generator's adapter, which chooses among several drafts (None: the base).
     """
     limits, tokenizer = prompts.spec()["limits"], engine.tokenizer
     ordered = {s.id: why for s in signals if (why := commands(s))}
@@ -209,20 +209,17 @@ def infer(
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     how = (engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     pairs = drafts.judged(usable[start:], tokenizer)
-    chosen, tokens = choose(*how)
-    first = [chosen] if chosen else []
-    if not chosen or (pairs and not decoding.known):
-        written, tokens = write(*how)
-        first.append(written)
-    text, said = first[-1], list(dict.fromkeys(map(spoken, first)))
-    drawn: list[str] = []
-    if any(said) and pairs and decoding.drafts > 1:
+    text, tokens = choose(*how) if decoding.known or not pairs else ("", 0)
+    if not text:
+        text, tokens = write(*how)
+    said = spoken(text)
+    if said and decoding.drafts > 1 and pairs:
         drawn = [write(*how, temperature=drafts.TEMPERATURE, seed=k)[0] for k in range(1, decoding.drafts)]
-        drawn = [*said, *map(spoken, drawn)]
-        drawn += [s for text in drawn for s in SENTENCE_END.split(text)]
-    kept = drafts.best(engine, said, [d for d in dict.fromkeys(drawn) if d and d not in said], pairs, judge)
-    if kept != text:
-        text, tokens = kept, len(tokenizer.encode(kept))
+        texts = [said, *filter(None, map(spoken, drawn))]
+        parts = [s for text in texts for s in SENTENCE_END.split(text)]
+        said = drafts.best(engine, list(dict.fromkeys([*texts, *parts])), pairs, judge)
+    if said != text:
+        text, tokens = said, len(tokenizer.encode(said))
     if not text:
         reason = "the signals say nothing of how replies should be"
         return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids[start:], len(prompt))
