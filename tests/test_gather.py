@@ -13,20 +13,22 @@ from tests.test_shipped_bundle import AS_MEASURED
 
 ROOT = Path(__file__).parent.parent
 SETS = {
-    "held-out prompts": "prompts", "held-out phrasings": "phrasings", "new users": "users",
-    "held-out combinations": "combinations", "held-out dimensions": "dimensions",
-    "AlignX, developing half": "alignx_dev", "OneStopEnglish": "onestopenglish",
+    "held-out prompts": "sixth_prompts", "held-out phrasings": "sixth_phrasings", "new users": "sixth_users",
+    "held-out combinations": "sixth_combinations", "held-out dimensions": "sixth_dimensions",
+    "AlignX, developing half": "fifth_alignx_dev", "OneStopEnglish": "fifth_onestopenglish",
 }  # fmt: skip
+"""Everybody in the last two chose between replies, and for them 0.6.0 writes as 0.5.0 did (``fifth``)."""
 
 
 def test_the_manifest_and_the_readme_have_the_table_of_the_committed_results() -> None:
-    words = [f"{name}={ROOT}/docs/measured/fifth_{file}.json" for name, file in SETS.items()]
+    words = [f"{name}={ROOT}/docs/measured/{file}.json" for name, file in SETS.items()]
     table = gather.gathered(dict(map(gather.read, words)))
     manifest = json.loads((ROOT / "popi_edge/models/popi-smol/manifest.json").read_text("utf-8"))
     assert manifest["evaluation"] == json.loads(json.dumps(table))
     assert gather.markdown(table) in (ROOT / "README.md").read_text("utf-8")
-    for word in words:
-        assert gather.read(word)[1]["model"] == AS_MEASURED["fifth"]  # of the same adapters and the same decoding
+    now = f"{manifest['name']} {manifest['version']}"
+    for word, file in zip(words, SETS.values(), strict=True):
+        assert gather.read(word)[1]["model"] == AS_MEASURED.get(file.partition("_")[0], now)
 
 
 @pytest.mark.parametrize("text", [
