@@ -28,6 +28,7 @@ import numpy as np
 
 from popi_edge import config, prompts
 from popi_edge.cli.common import launch
+from popi_edge.drafts import judged
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.injection import commands
 from popi_edge.signals import Post, Signal
@@ -79,9 +80,9 @@ def fourth(kind: str, k: int, seed: int, wish: Want, material: Material, hostile
 def undefended(pair: Pair, signals: Sequence[Signal]) -> str:
     """The summary of all signals, whatever they command."""
     tokenizer = pair.engine.tokenizer
-    _, prompt = inference_prompt(tokenizer, signals, pair.engine.context_length)
-    limit = prompts.spec()["limits"]["summary_tokens"]
-    return spoken(draft(pair.engine, prompt, limit, pair.constraint, pair.infer_adapter, pair.decoding)[0])
+    start, prompt = inference_prompt(tokenizer, signals, pair.engine.context_length)
+    how = (pair.engine, prompt, prompts.spec()["limits"]["summary_tokens"], pair.constraint, pair.infer_adapter)
+    return spoken(draft(*how, pair.decoding, judged=bool(judged(signals[start:], tokenizer)))[0])
 
 
 def rows(pair: Pair, people: int, seed: int, advance: Callable[[int], Any] = lambda k: None) -> list[dict[str, Any]]:

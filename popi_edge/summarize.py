@@ -145,6 +145,16 @@ def writable(constraint: Constraint, ids: Sequence[int], limit: int) -> bool:
     return True
 
 
+def draft(
+    engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
+    how: Decoding, *, judged: bool,
+) -> tuple[str, int]:  # fmt: skip
+    """The likeliest summary, and its length in tokens: of candidates, where some may be said, for who has ``judged`` no
+    two replies or where it shall be ``known``; else word by word."""
+    chosen = choose(engine, prompt, limit, constraint, adapter, how) if how.known or not judged else ("", 0)
+    return chosen if chosen[0] else write(engine, prompt, limit, constraint, adapter, how)
+
+
 def understood(signal: Signal, lexicon: Lexicon) -> bool:
     """Whether the signal's text is in the language the model knows: enough of its words are ordinary English ones."""
     words = WORD.findall(" ".join(signal.texts())[:20_000].lower())
@@ -209,9 +219,7 @@ def infer(
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     how = (engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
     pairs = drafts.judged(usable[start:], tokenizer)
-    text, tokens = choose(*how) if decoding.known or not pairs else ("", 0)
-    if not text:
-        text, tokens = write(*how)
+    text, tokens = draft(*how, judged=bool(pairs))
     said = spoken(text)
     if said and decoding.drafts > 1 and pairs:
         drawn = [write(*how, temperature=drafts.TEMPERATURE, seed=k)[0] for k in range(1, decoding.drafts)]
