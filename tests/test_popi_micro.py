@@ -135,6 +135,27 @@ def test_the_inference_model_may_be_taught_words_that_the_generator_never_hears(
         recipes.parse(text.replace("warm = 3", "warm = 0").replace("warm_generate = 2", "warm_generate = 0"), "it")
 
 
+def test_of_every_other_attribute_the_inference_model_may_know_only_a_word_that_the_generator_never_hears(
+    recipe: Path,
+) -> None:
+    text = recipe.read_text().replace("[joint]", "[joint]\nunheard_words = true", 1)
+    read, plain = recipes.parse(text, "it"), recipes.read(recipe)
+    named, heard = set[str](), set[str]()
+    for step in range(3):
+        made, same = popi_micro.people(read, step), popi_micro.people(plain, step)
+        assert [world.read(p.oracle) for p in made] == [world.read(p.heard) for p in made]
+        assert [replace(p, oracle=q.oracle) for p, q in zip(made, same, strict=True)] == same
+        named |= {w for p in made for w in world.words(p.oracle) if w in world.SAID}
+        heard |= {w for p in made for w in world.words(p.heard) if w in world.SAID}
+    poles = [pole["summary"] for attribute in world.WORLD["attributes"].values() for pole in attribute]
+    assert heard == {first for first, _ in poles}
+    assert named == {said[k // 2 % 2] for k, said in enumerate(poles)}
+    with pytest.raises(ConfigError, match=r"joint\.unheard_words needs data\.world and joint\.warm"):
+        recipes.parse(text.replace("warm = 3", "warm = 0").replace("warm_generate = 2", "warm_generate = 0"), "it")
+    with pytest.raises(ConfigError, match=r"joint\.other_words teaches the words .* set one"):
+        recipes.parse(text.replace("unheard", "other_words = true\nunheard", 1), "it")
+
+
 def test_half_of_the_replies_that_are_trained_on_have_their_words_in_any_order_and_mean_the_same(recipe: Path) -> None:
     read, law = recipes.read(recipe), world.bayes()
     kept, seen = list[bool](), set[tuple[str, ...]]()

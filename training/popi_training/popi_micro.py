@@ -127,9 +127,10 @@ def _upto(person: Person, recipe: Recipe) -> list[Person]:
     degrees = np.array([[dict(said).get(a, 0) for a in range(len(world.ATTRIBUTES))] for said in best]) / STRESSED
     known = np.concatenate([posteriors @ law.types, degrees], 1)[: len(best) if recipe.joint.dense else 0]
     words = random.Random(f"say:{person.id}") if recipe.joint.other_words else None
+    second = world.UNHEARD if recipe.joint.unheard_words else ()
     return [
         replace(
-            person, signals=person.signals[:k], oracle=world.say(said, words), heard=world.say(said),
+            person, signals=person.signals[:k], oracle=world.say(said, words, second), heard=world.say(said),
             known=tuple(map(tuple, known[:k].tolist())), targets=world.judged(said, person.targets[k - 1 :: len(best)]),
         )
         for k, said in enumerate(best, 1)

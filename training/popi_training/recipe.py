@@ -126,7 +126,8 @@ class Joint:
     of ``sft`` come first, at ``lr_warm`` falling to a hundredth, from one signal a person to all; what is learnt then
     is what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many (0: in all);
     ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
-    (``popi_training.dense``); ``other_words``: φ is taught all words that mean the same, θ the first of them alone."""
+    (``popi_training.dense``); ``other_words``: φ is taught all words that mean the same, θ the first of them alone; ``unheard_words``: of
+    every other attribute φ is taught only the word that θ is not."""
 
     schedule: str = "simultaneous"
     group: int = 4
@@ -155,6 +156,7 @@ class Joint:
     smoothing: float = 0.0
     dense: float = 0.0
     other_words: bool = False
+    unheard_words: bool = False
 
     @property
     def taught(self) -> int:
@@ -350,8 +352,11 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: train.optimizer \"muon\" needs whole models (scratch or lora.full), no adapters")
     if j.dense and not r.data.world:
         raise ConfigError(f"{where}: joint.dense needs data.world, where it is known what the signals say")
-    if j.other_words and not (r.data.world and j.warm):
-        raise ConfigError(f"{where}: joint.other_words needs data.world and joint.warm, in which words are taught")
+    for key in ("other_words", "unheard_words"):
+        if getattr(j, key) and not (r.data.world and j.warm):
+            raise ConfigError(f"{where}: joint.{key} needs data.world and joint.warm, in which words are taught")
+    if j.other_words and j.unheard_words:
+        raise ConfigError(f"{where}: joint.other_words teaches the words that joint.unheard_words leaves out: set one")
     if j.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: joint.schedule is {j.schedule!r:.40}; it must be one of {', '.join(SCHEDULES)}")
     if j.rollout not in ROLLOUTS:

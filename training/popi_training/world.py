@@ -67,6 +67,8 @@ HIGH, LOW = 0.9, 0.2
 """Scores of a rating."""
 DEGREES = (0.1, 0.4, 0.9)
 """From which posterior mean on (without its sign) a pole is named, and in which degree."""
+UNHEARD = (1, 3, 5)
+"""Attributes that an inference model names by words which its generator has never heard, where that is wanted."""
 STRESS = (5, 13, 26)
 """How a summary is read: what each degree counts, each pole a twentieth less than the one before it."""
 
@@ -125,12 +127,13 @@ def truth(theta: Type) -> Summary:
     return tuple((a, theta[a] + (1 if theta[a] > 0 else -1)) for a in order)
 
 
-def say(summary: Summary, rng: random.Random | None = None) -> str:
-    """A summary in words; the wording drawn, or the first one without ``rng``."""
+def say(summary: Summary, rng: random.Random | None = None, second: Sequence[int] = ()) -> str:
+    """A summary in words: the wording drawn, or without ``rng`` the first one, of the attributes ``second`` the other
+    word that there is."""
     if not summary:
         return str(prompts.spec()["silence"])
     options = [WORLD["attributes"][ATTRIBUTES[a]][degree < 0]["summary"] for a, degree in summary]
-    named = [rng.choice(o) if rng else o[0] for o in options]
+    named = [rng.choice(o) if rng else o[a in second] for o, (a, _) in zip(options, summary, strict=True)]
     named = [f"{word} {WORLD['degrees'][abs(degree) - 1]}" for word, (_, degree) in zip(named, summary, strict=True)]
     listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
     return str(rng.choice(WORLD["summaries"]) if rng else WORLD["summaries"][0]).format(listed)
