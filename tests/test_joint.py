@@ -17,7 +17,7 @@ import torch
 
 from popi_edge import config, prompts
 from popi_edge.errors import ConfigError
-from popi_training import checking, joint, joint_run, targets, train, warm
+from popi_training import checking, joint, joint_run, parity, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
 from popi_training.groups import Group, lengths
@@ -484,3 +484,12 @@ def test_one_command_leaves_bundle_table_and_report(
     assert page.count("<svg") + page.count("<img") and "oracle" in page
     again = small.popi(monkeypatch, capsys, *words)
     assert again[0] == 0 and json.loads(again[1])["step"] == 2
+
+
+def test_the_parity_of_one_adapter_refuses_a_joint_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)  # where its corpus is
+    monkeypatch.setattr("sys.argv", ["parity", str(folder), "popi-smol", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit, match="is no warm start"):
+        parity.main()

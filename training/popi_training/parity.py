@@ -23,19 +23,21 @@ import torch
 
 from popi_edge import config
 from popi_edge.cli.common import at_least, launch
-from popi_edge.errors import PopiError
+from popi_edge.errors import ConfigError, PopiError
 from popi_edge.models.bundle import open_bundle
 from popi_training import base, recipe, train
 from popi_training.evaluate.journal import write_whole
 from popi_training.evaluate.metrics import interval
 from popi_training.loss import token_logprobs
 from popi_training.pack import Sample, pack
+from popi_training.runfolder import CHECKPOINT, RECIPE
 from popi_training.users import draw, mirror, say
+from popi_training.warm_start import WarmStart
 
 
-def cases(trainer: train.Trainer, users: int) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+def cases(trainer: WarmStart, users: int) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """(prompt, completions) of development users: two summaries of their wants, two of the opposite wants."""
-    out = []
+    out: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
     for k in range(10 * users):
         data, reader = trainer.data, trainer.reader
         user = draw(f"parity:{k}", data.dev, trainer.recipe.users, allows=data.splits.allows)
@@ -55,7 +57,7 @@ def choice(scores: list[float], sizes: list[int]) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def by_torch(trainer: train.Trainer, todo: list[Any]) -> list[tuple[float, float]]:
+def by_torch(trainer: WarmStart, todo: list[Any]) -> list[tuple[float, float]]:
     """Choices of the checkpoint's float adapter on the dequantized base."""
     out = []
     for prompt, ids in todo:
@@ -96,13 +98,15 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = config.load()
-        path = options.run / train.RECIPE
+        path = options.run / RECIPE
         made = recipe.read(path)
         if made.data.corpus:
             made = replace(made, data=replace(made.data, corpus=str(Path(made.data.corpus).resolve())))
         made = replace(made, lora=replace(made.lora, start=""))  # the checkpoint holds the whole adapter
         trainer = train.open_run(made, path, settings)
-        base.load_lora(trainer.model, train.read_checkpoint(options.run / train.CHECKPOINT)["adapters"]["infer"])
+        if not isinstance(trainer, WarmStart):
+            raise ConfigError(f"{options.run} is no warm start: here one adapter alone is compared")
+        base.load_lora(trainer.model, train.read_checkpoint(options.run / CHECKPOINT)["adapters"]["infer"])
         todo = cases(trainer, options.users)
         torchs = by_torch(trainer, todo)
         result = {"users": len(todo), "torch": compared(torchs, torchs)}
