@@ -78,7 +78,7 @@ def packed(job: Job) -> dict[str, Any]:
 
     def one(model: Any, samples: list[Sample]) -> list[float]:
         found = token_logprobs(model, [pack(samples)])[0]
-        found.sum().backward()  # type: ignore[no-untyped-call]
+        found.sum().backward()
         return [float(p) for p in found.detach().view(len(samples), -1).sum(1)]
 
     return _alone(job, one)
@@ -92,7 +92,7 @@ def plain(job: Job) -> dict[str, Any]:
         for k in range(0, len(samples), job.rows):
             ids = torch.tensor([[*s.prompt, *s.completion] for s in samples[k : k + job.rows]])
             found = tail_logprobs(model, ids, job.summary)
-            found.sum().backward()  # type: ignore[no-untyped-call]
+            found.sum().backward()
             out += found.detach().tolist()
         return out
 

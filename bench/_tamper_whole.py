@@ -79,9 +79,10 @@ def bundle(folder: Path, seed: int) -> Path:
 
 def entries(table: dict[str, Any]) -> list[dict[str, Any]]:
     """Every file's entry in a manifest's table."""
-    found = list(table["models"]) + [b for m in table["models"] for b in m.get("beside", [])]
+    found: list[dict[str, Any]] = list(table["models"]) + [b for m in table["models"] for b in m.get("beside", [])]
     found += [role for role in table["roles"].values() if role]
-    return found + [a for r in table["roles"].values() if r for a in r.get("onnx", [])] + table["files"]
+    found += [a for r in table["roles"].values() if r for a in r.get("onnx", [])]
+    return [*found, *table["files"]]
 
 
 def placed(m: Material, at: Path, name: str, data: bytes) -> None:

@@ -52,7 +52,7 @@ class Step(TrainerCallback):
         self.clock.leave()
 
 
-class Grpo(GRPOTrainer):  # type: ignore[misc]
+class Grpo(GRPOTrainer):
     """TRL's trainer with its generation clocked apart, and what it generated from and got counted."""
 
     clock: Clock
@@ -71,7 +71,7 @@ def characters(size: int, end: int) -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.decoder = decoders.Fuse()
     last = verbatim([end])
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=last, pad_token=last)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=last, pad_token=last)
 
 
 def peer(job: Job) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def peer(job: Job) -> dict[str, Any]:
     words, beta, had = characters(one.config.vocab_size, reader.tokenizer.eos), recipe.joint.beta, Counts()
     rewarded, learnt = reader.person.targets
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         """log σ(β m)/β of each summary."""
         low = torch.autocast("cuda", torch.bfloat16, enabled=job.device != "cpu")
         with clock.part("reward"), torch.no_grad(), low:
@@ -132,6 +132,7 @@ def peer(job: Job) -> dict[str, Any]:
                 beta=beta, max_length=None,
             ),
         )  # fmt: skip
+        assert isinstance(dpo.train_dataset, Dataset)
         had["theta"] = [[len(row[f"{k}_ids"]) for k in ("prompt", "chosen", "rejected")] for row in dpo.train_dataset]
         dpo.train()
     moved = {"phi": largest_b(phi, "default"), "theta": largest_b(theta, "default")}

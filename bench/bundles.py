@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from bench._tamper import SIGNATURE, UNREAD, Material, Way, clear, copy
+from bench._tamper import UNREAD, Material, Way, clear, copy
 from bench._tamper_whole import WHOLE
 from bench._tamper_zip import WAYS, zipped
 from bench.common import base, options, show
@@ -33,6 +34,7 @@ from popi_edge.errors import ModelError
 from popi_edge.models import archive, signing
 from popi_edge.models import bundle as bundles
 from popi_edge.models.bases import BASES, stored
+from popi_edge.models.signing import SIGNATURE
 
 LIMIT_MS = 100.0
 WEIGHTS = (".gguf", ".onnx", ".data", ".onnx_adapter")
@@ -50,9 +52,12 @@ class Watch:
 
     def __post_init__(self) -> None:
         sys.addaudithook(self._event)
-        self._real = (bundles.file_sha256, archive.member_sha256)
-        timed = tuple(map(self._timed, self._real))
-        bundles.file_sha256, archive.member_sha256 = timed  # type: ignore[assignment]
+        self._timers = [
+            mock.patch.object(module, name, self._timed(getattr(module, name)))
+            for module, name in ((bundles, "file_sha256"), (archive, "member_sha256"))
+        ]
+        for timer in self._timers:
+            timer.start()
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.on and event == "open" and isinstance(arguments[0], (str, bytes)):
@@ -71,7 +76,8 @@ class Watch:
     def close(self) -> None:
         """Stop watching."""
         self.on = False
-        bundles.file_sha256, archive.member_sha256 = self._real
+        for timer in self._timers:
+            timer.stop()
 
 
 def signed(source: Path, target: Path, private: Any) -> None:

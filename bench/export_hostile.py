@@ -225,7 +225,7 @@ class Metered:
 
 def hashed(count: int, seed: int, folder: Path, runs: int) -> tuple[list[dict[str, Any]], list[float], list[str]]:
     """``count`` tampered bundles of both forms: rows of ``bench.bundles``, memory in MB, native readers reached."""
-    tampered.opens, real = Metered(tampered.opens), tampered.opens  # type: ignore[assignment]
+    tampered.opens, real = Metered(tampered.opens), tampered.opens
     rows = []
     try:
         with Traps() as traps:
@@ -237,7 +237,7 @@ def hashed(count: int, seed: int, folder: Path, runs: int) -> tuple[list[dict[st
                 n = count // 2 if number else count - count // 2
                 found = tampered.run(n, seed, m, place / "work", settings, tries=2 * runs, table=table)
                 rows += [row | {"way": f"{form}:{row['way']}", "clock_ms": row["beyond_hashing_ms"]} for row in found]
-            return rows, tampered.opens.peaks, sorted(set(traps.reached))  # type: ignore[attr-defined]
+            return rows, tampered.opens.peaks, sorted(set(traps.reached))
     finally:
         tampered.opens = real
 

@@ -172,10 +172,14 @@ class Table:
     def task(self, runner: Any) -> tasks.Margins:
         return runner.margins(self.pairs) if isinstance(runner, Remembered) else tasks.margins(runner, self.pairs)
 
+    def _asked(self, role: str) -> Any:
+        """The reference, which has of a ``Runner`` what ``verify`` asks of one."""
+        return self.reference
+
     def measured(self, c: Candidate) -> Row:
         """A whole row."""
         return verify(
-            [c], lambda role: self.reference, self.texts, limits=LIMITS, task=self.task if self.pairs else None,
+            [c], self._asked, self.texts, limits=LIMITS, task=self.task if self.pairs else None,
             tokenizer=self.encode(c), special=fuzz.controls(self.gguf), clean=fuzz.cleaner(self.gguf),
             speed=self.settings,
         ).rows[0]  # fmt: skip

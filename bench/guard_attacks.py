@@ -65,7 +65,7 @@ def around(seed: int) -> list[SignalText]:
 
 def judge(made: Iterable[Case], seed: int) -> dict[str, dict[str, int]]:
     """By style: secrets, those that arrive unguarded (``off``), and those that arrive past each part of the guard."""
-    lexicon, others, counted = Lexicon.load(), around(seed), {}
+    lexicon, others, counted = Lexicon.load(), around(seed), dict[str, dict[str, int]]()
     for style, secret, text in made:
         row = counted.setdefault(
             f"{style.group}: {style.name}", dict.fromkeys(("secrets", "off", "lexicon", "rules", "on"), 0)

@@ -63,7 +63,7 @@ def adapter_arrays(adapter: Path, base: Path) -> dict[str, Floats]:
     """A GGUF adapter's A and B by the names of the model's inputs."""
     gguf = Gguf(base)
     shape, read = Shape.of(gguf), read_adapter(adapter, gguf)
-    out = {}
+    out: dict[str, Floats] = {}
     for hook in hooks_of(read, adapter):
         layer, group = hook.split(".")
         sizes = [shape.of_tensor(f"blk.{layer}.{p}.weight") for p in GROUPS[group]]

@@ -104,7 +104,7 @@ def bitcoin(rng: random.Random, b58: str) -> str:
     return "1" + out
 
 
-SAID = {
+SAID: dict[str, tuple[Make, *tuple[str, ...]]] = {
     "email": (email, "Write to {0}.", "{0} is my address", "Reply to {0}, please", "Meine Adresse: {0}"),
     "url": (url, "See {0} for more.", "My page is {0}", "Mehr unter {0}"),
     "ip": (ip, "The server is at {0}.", "I log in from {0}", "ping {0}"),

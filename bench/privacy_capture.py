@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,10 +28,18 @@ Place = tuple[str, int]
 
 def loopback_up() -> None:
     """Switch ``lo`` on, which a new network namespace has switched off. Raises OSError without the right to."""
+    if sys.platform == "win32":
+        raise OSError("Windows has no lo to switch on")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         name = struct.pack("16sH", b"lo", 0)
         flags = struct.unpack("16sH", fcntl.ioctl(sock, SIOCGIFFLAGS, name))[1]
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH", b"lo", flags | IFF_UP))
+
+
+def _packets() -> socket.socket:
+    if sys.platform != "linux":
+        raise OSError("packets are captured on Linux alone")
+    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
 
 
 class Capture:
@@ -40,7 +49,7 @@ class Capture:
     """
 
     def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self._sock = _packets()
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._sock.settimeout(0.05)
         self._lock, self._stop, self._quiet = threading.Lock(), threading.Event(), threading.Event()

@@ -68,7 +68,7 @@ class Place:
     def environment(self) -> dict[str, str]:
         """What the commands are given, and nothing of the caller's but where Python is."""
         kept = {k: v for k, v in os.environ.items() if k in KEPT}
-        code = [Path(__file__).parent.parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        code = [str(Path(__file__).parent.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         return kept | {
             "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in code),
             "POPI_HOME": str(self.home), "HOME": str(self.around), "TMPDIR": str(self.around / "tmp"),
@@ -155,7 +155,9 @@ class Run:
                 process.wait(LIMIT_S)
             finally:
                 process.kill()
-            seen = [f.seek(0) or f.read() for f in (out, err)]
+            for f in (out, err):
+                f.seek(0)
+            seen = [f.read() for f in (out, err)]
         told = json.loads(note.read_text("utf-8")) if note.exists() else {"codes": [], "status": "crashed"}
         return told, seen[0], seen[1], {"proc": outside, "own": json.dumps(told)}
 

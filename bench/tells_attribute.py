@@ -124,7 +124,7 @@ def attributes(rows: Sequence[Mapping[str, Any]], read: str, seed: int = 0) -> d
     alike = kernels([texts(row, read) for row in rows])
     names = [couple(row) for row in rows]
     found = {a: guesses(alike, [row["classes"][a] for row in rows], names, seed) for a in ATTRIBUTES}
-    found["all"] = tuple(np.mean([f[k] for f in found.values()], axis=0) for k in (0, 1))  # type: ignore[assignment]
+    found["all"] = tuple(np.mean([f[k] for f in found.values()], axis=0) for k in (0, 1))
     return {
         name: {
             "attack": entry(attack, names, seed), "guess": entry(guess, names, seed),

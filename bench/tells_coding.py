@@ -314,7 +314,10 @@ def main() -> int:
         material, mix, _ = testsets.source(corpora.FOLDER, "prompts")
         users = [draw(f"coding:{args.seed}:{k}", material, mix) for k in range(args.secrets)]
         with closing(model.engine), closing(Meter()) as meter:
-            people = [m for u in users for m in (summaries(model, [u]), meter("summaries", 1, len(users)))[0]]
+            people = []
+            for user in users:
+                people += summaries(model, [user])
+                meter("summaries", 1, len(users))
             found = measure(coder, people, args.bits, args.seed, meter)
         found = {"model": model.model, "engine": model.engine.name, "bits": args.bits, "limit": limit,
                  "temperature": args.temperature, "seed": args.seed, "ways": found}  # fmt: skip

@@ -46,7 +46,7 @@ def table(texts: Sequence[Sequence[str]], people: Sequence[Row], known: Sequence
         summary = Bag.of(some)
         out.append([[named(some, row), *likeness.features(summary, bag)]
                     for row, bag in zip(people, bags, strict=True)])  # fmt: skip
-    return np.round(np.array(out, np.float64), 9)
+    return np.array(out, np.float64).round(9)
 
 
 def weights(features: Matrix) -> tuple[Matrix, Matrix]:
@@ -94,6 +94,6 @@ def linkage(panels: Sequence[Sequence[Row]], seed: int = 0) -> dict[str, Any]:
             found[name].append(ranks(scores, range(len(panel))))
     names = [str(row["user"]) for panel in panels for row in panel]
     return {
-        name: described(*(np.concatenate([p[k] for p in parts]) for k in (0, 1)), names, seed)
+        name: described(np.concatenate([r for r, _ in parts]), np.concatenate([f for _, f in parts]), names, seed)
         for name, parts in found.items()
     } | {"of": len(panels[0]), "chance": 1 / len(panels[0])}  # fmt: skip

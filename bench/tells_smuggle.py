@@ -32,6 +32,7 @@ from popi_edge import config
 from popi_edge.cli.common import at_least, launch
 from popi_edge.engines.adapter import Adapter, read_adapter
 from popi_edge.engines.base import open_engine
+from popi_edge.engines.onnx_graph import Shape
 from popi_edge.errors import PopiError
 from popi_edge.guard import check
 from popi_edge.models.bundle import open_bundle
@@ -84,7 +85,7 @@ def train(gguf: Path, start: Adapter, out: Path, steps: int, seed: int, bf16: bo
     from popi_export.to_gguf import write_adapter
     from popi_training.warm import Reader
 
-    reader, shape = Reader.of(gguf), base.Shape.of(Gguf(gguf))
+    reader, shape = Reader.of(gguf), Shape.of(Gguf(gguf))
     rank = next(iter(start.layers.values()))[0].shape[0]
     alpha = start.scale * rank
     model = base.with_lora(base.dequantized(gguf), rank, alpha, seed)

@@ -97,7 +97,7 @@ def long(w: Writer, draw: Drawer, args: argparse.Namespace, meter: Meter) -> dic
 
 def likelihood(w: Writer, draw: Drawer, args: argparse.Namespace, meter: Meter) -> dict[str, list[dict[str, Any]]]:
     """Stage three: couples both of whom have a summary, and not the same."""
-    out = []
+    out: list[dict[str, Any]] = []
     for k, both in couples(draw, args.couples):
         texts = [w.text(f"{k}:{side}", p.signals) for side, p in zip(("one", "other"), both, strict=True)]
         if len(out) == args.asked:

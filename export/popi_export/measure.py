@@ -113,10 +113,10 @@ def memory() -> tuple[float, float]:
         return values["VmRSS"], values["VmHWM"]
     except (OSError, KeyError):
         pass
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return 0.0, 0.0
+    import resource
+
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

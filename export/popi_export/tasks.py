@@ -60,7 +60,7 @@ class Margins:
         """Of each a 95% interval over prompts, ``…_low`` and ``…_high``; nothing where all are of one prompt."""
         from popi_training.evaluate.metrics import interval
 
-        found = {}
+        found: dict[str, float] = {}
         for name, values in self._won().items():
             if (ends := interval(values, self.prompts)) is not None:
                 found |= {f"{name}_low": round(ends[0], 4), f"{name}_high": round(ends[1], 4)}
@@ -104,12 +104,10 @@ def items(tokenizer: Tokenizer, n: int, seed: int, *, longest: int, folder: Path
         rng = random.Random(f"task:{seed}:{pair.id}")
         a, b = rng.sample(sorted(pair.replies), 2)
         poles, x = whole.dimensions[pair.dimension].poles, whole.prompts[pair.prompt]
-        own, other = (rng.choice(poles[p].phrasings["summary"]) for p in (a, b))
-        item = Item(
-            *(tuple(prompts.generate_ids(tokenizer, x, summary=z)) for z in (own, other, None)),
-            *(tuple(prompts.reply_ids(tokenizer, pair.replies[p])) for p in (a, b)),
-            prompt=pair.prompt,
-        )
+        said = *(rng.choice(poles[p].phrasings["summary"]) for p in (a, b)), None
+        own, other, bare = (tuple(prompts.generate_ids(tokenizer, x, summary=z)) for z in said)
+        one, two = (tuple(prompts.reply_ids(tokenizer, pair.replies[p])) for p in (a, b))
+        item = Item(own, other, bare, one, two, pair.prompt)
         if max(map(len, (item.own, item.other))) + max(len(item.a), len(item.b)) <= longest:
             out.append(item)
         if len(out) == n:

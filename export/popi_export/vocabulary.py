@@ -19,7 +19,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from popi_edge.errors import ModelError
 from popi_edge.models.gguf import STRING, UINT32
@@ -238,7 +238,7 @@ def _tokens(model: Mapping[str, Any], added: Any, path: Path) -> tuple[list[str]
     return tokens, types, notes
 
 
-def _is_id(i: Any) -> bool:
+def _is_id(i: Any) -> TypeGuard[int]:
     return type(i) is int and 0 <= i < MAX_TOKENS
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "popi-smol"
 MAX_FILES = 64
-ZERO_SHOT = {"opening": "Prefers replies that are", "sentences": 1}
+ZERO_SHOT: dict[str, Any] = {"opening": "Prefers replies that are", "sentences": 1}
 """How an untrained model is made to write about the replies and not to repeat them."""
 
 

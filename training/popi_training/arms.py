@@ -30,6 +30,8 @@ from popi_edge.files import whole_file
 from popi_training import recipe as recipes
 from popi_training import train, world_eval
 from popi_training.evaluate.metrics import difference, gap_closed
+from popi_training.joint import Joint
+from popi_training.runfolder import CHECKPOINT
 
 ARMS: Mapping[str, tuple[str, int, bool]] = {
     "frozen": ("frozen", 1, False),
@@ -63,14 +65,14 @@ def _set(text: str, key: str, value: object) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_arm(recipe: recipes.Recipe, arm: str, seed: int, out: Path, warm: Path) -> world_eval.Joint:
+def run_arm(recipe: recipes.Recipe, arm: str, seed: int, out: Path, warm: Path) -> Joint:
     """Train an arm to its end in ``out`` from the warm start in ``warm``, or go on with it. Its rates are its own: the
     warm start may be another recipe's."""
     own = of_arm(recipe, arm, seed)
     trainer = train.open_run(own, Path(f"{own.name}.toml"), config.load())
-    assert isinstance(trainer, world_eval.Joint)
-    if not (out / train.CHECKPOINT).exists():
-        state = train.read_checkpoint(warm / train.CHECKPOINT)
+    assert isinstance(trainer, Joint)
+    if not (out / CHECKPOINT).exists():
+        state = train.read_checkpoint(warm / CHECKPOINT)
         trainer.roles.load(state["adapters"])
         rates = [group["base_lr"] for group in trainer.optimizer.param_groups]
         trainer.optimizer.load_state_dict(state["optimizer"])
@@ -206,11 +208,11 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=1))
         return
-    for e in result["table"]:
-        gap = "–" if e["gap_closed"] is None else f"{e['gap_closed']:.2f}"
+    for x in result["table"]:
+        gap = "–" if x["gap_closed"] is None else f"{x['gap_closed']:.2f}"
         print(
-            f"{e['part']:13} {e['condition']:24} {e['accuracy']:.3f}  contrast {e['contrast']:.3f}  "
-            f"{e['tokens']:4.1f} tokens  gap {gap}  seeds {e['seeds']}"
+            f"{x['part']:13} {x['condition']:24} {x['accuracy']:.3f}  contrast {x['contrast']:.3f}  "
+            f"{x['tokens']:4.1f} tokens  gap {gap}  seeds {x['seeds']}"
         )
     for v in result["verdicts"]:
         star = " *" if v["clear"] else ""

@@ -249,12 +249,12 @@ def names(text: str, lexicon: Lexicon) -> list[str]:
 def number_words(text: str, lexicon: Lexicon) -> list[str]:
     """Number words that are no ordinary words of the lexicon."""
     known = frozenset(spec()["number_words"])
-    return [w.text for w in patterns.words(text) if w.text in known and w.text not in lexicon]
+    return [w.text for w in folding.words(text) if w.text in known and w.text not in lexicon]
 
 
 def runs(text: str, signals: Iterable[str], least: int) -> list[str]:
     """The verbatim runs of ``least`` words or more that a text shares with signals, the longest at each place."""
-    mine = [w.text for w in patterns.words(text)]
+    mine = [w.text for w in folding.words(text)]
     found: dict[int, int] = {}
     for signal in signals:
         for start, length in common_runs(mine, folding.WORD.findall(folding.fold(signal)), least):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def with_lora(
     from peft import LoraConfig, PeftModel, get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none",  # type: ignore[arg-type]
+    )  # fmt: skip
     if isinstance(model, PeftModel):
         model.add_adapter(adapter, config)
         return model
@@ -86,7 +88,7 @@ def lora_state(model: Any, adapter: str = "infer") -> dict[str, np.ndarray]:
     return {name: shards.array(p) for name, p in lora_parameters(model, adapter).items()}
 
 
-def load_lora(model: Any, state: dict[str, np.ndarray], adapter: str = "infer") -> None:
+def load_lora(model: Any, state: Mapping[str, np.ndarray], adapter: str = "infer") -> None:
     """Put arrays of ``lora_state`` back. Raises ModelError where names or shapes differ."""
     from popi_training import shards
 
@@ -104,7 +106,7 @@ def start_lora(model: Any, start: Adapter, shape: Shape, adapter: str = "infer")
     modules = {gguf_name(n.rsplit(".", 1)[0] + ".weight"): n.rsplit(".", 1)[0] for n in lora_parameters(model, adapter)}
     if set(modules) != set(start.layers):
         raise ModelError("the adapter to start from has other layers than are trained")
-    state = {}
+    state: dict[str, np.ndarray] = {}
     for name, module in modules.items():
         a, b = start.layers[name]
         state |= {f"{module}.lora_a": a, f"{module}.lora_b": shape.plain_rows(name, b)}

@@ -80,8 +80,9 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         people = [p for step in sampled for p in popi_micro.people(recipe, step)]
         users = sum(popi_micro.count(recipe, step) for step in range(t.steps))
         source = {"from": "the controlled world", "people": users, "licence": "CC0-1.0", "dropped": {}}
-        held = {"parts": [p for p in world.SEEDS if p not in ("train", "dev")], "prompts": None, "people": None}
-        reader = popi_micro.reader()
+        parts = [p for p in world.SEEDS if p not in ("train", "dev")]
+        held: dict[str, Any] = {"parts": parts, "prompts": None, "people": None}
+        reader: warm.Reader | None = popi_micro.reader()
     else:
         found = filed.load(recipe, where)
         people, loaded = list(found.train), found.loaded
@@ -91,7 +92,7 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         }  # fmt: skip
         kept = {x.prompt for p in found.dev for x in p.targets}
         held = {"parts": [], "prompts": len(kept), "people": len(found.dev)}
-        reader = warm.Reader.of(base) if base is not None else None  # type: ignore[assignment]
+        reader = warm.Reader.of(base) if base is not None else None
     some = people[:: max(1, len(people) // SAMPLED // t.batch)]
     sizes = [len(reader.prompt(p.signals)) for p in some] if reader is not None else []
     mean = round(sum(sizes) / len(sizes)) if sizes else None

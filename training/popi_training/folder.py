@@ -65,12 +65,13 @@ def load_model(folder: Path) -> Any:
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no .safetensors in it; other weights are not loaded")
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
     except Exception as e:  # transformers and safetensors raise many kinds
         raise ModelError(f"{folder}: cannot be loaded: {type(e).__name__}: {str(e)[:120]}") from None
+    model, told = loaded
     odd = [*told["missing_keys"], *told["unexpected_keys"], *(k[0] for k in told["mismatched_keys"])]
     if odd:
         raise ModelError(f"{folder}: its weights do not fit its config: {odd[0]} and {len(odd) - 1} more")

@@ -97,12 +97,13 @@ def main() -> None:
         confusable = json.loads(options.confusables.read_text("utf-8"))
         if not confusable:
             raise ValueError("there is no character in it")
-        made = {"version": 1, "from": FROM + unicodedata.unidata_version + "."} | {"letters": table(confusable)}
+        letters = table(confusable)
+        made = {"version": 1, "from": FROM + unicodedata.unidata_version + ".", "letters": letters}
         with whole_file(options.out) as file:
             file.write((json.dumps(made, ensure_ascii=False, indent=0) + "\n").encode())
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as e:
         sys.exit(f"homoglyphs: {options.confusables} or {options.out}: {e}")
-    print(f"{sum(map(len, made['letters'].values()))} characters for {len(made['letters'])} letters and digits")
+    print(f"{sum(map(len, letters.values()))} characters for {len(letters)} letters and digits")
 
 
 if __name__ == "__main__":

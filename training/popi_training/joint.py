@@ -185,7 +185,9 @@ class Joint(Trainer):
         with self.roles.playing(role) as model:
             for some in self._rounds(asked):
                 contexts = [prompts.generate_ids(tokenizer, t.prompt, summary=z or None) for z, t in some]
-                replies = [tuple(prompts.reply_ids(tokenizer, y) for y in (t.chosen, t.rejected)) for _, t in some]
+                replies = [
+                    (prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in some
+                ]
                 found.append(pair_logprobs(model, contexts, replies, TOGETHER))
         return torch.cat(found)[: len(asked)] if found else torch.zeros((0, 2), device=self.device)
 
@@ -285,7 +287,7 @@ class Joint(Trainer):
             weights = torch.cat([g.weights for g in groups])
             policy = objective.policy_loss(table, drawn, mask, weights, clip=j.ratio) * len(groups)
             kl = apart.sum() / j.group
-            ((policy + j.kl * kl) / people).backward()  # type: ignore[no-untyped-call]
+            ((policy + j.kl * kl) / people).backward()
         return float(kl.detach())
 
     def _imitate(self, groups: Sequence[Group]) -> dict[str, Any]:
@@ -310,7 +312,7 @@ class Joint(Trainer):
                 if dense and found.states is not None:
                     more = dense.loss(found.states, packs, [k for _, k in some]) * len(packs) / len(families)
                     apart += float(more.detach())
-                ((loss + (dense.weight if dense else 0.0) * more) / self.team.size).backward()  # type: ignore[no-untyped-call]
+                ((loss + (dense.weight if dense else 0.0) * more) / self.team.size).backward()
             total += float(loss.detach())
         return {"loss": total} | ({"dense": apart} if dense else {})
 
@@ -331,7 +333,7 @@ class Joint(Trainer):
                 loss = objective.dpo_loss(found, j.beta, smoothing) * share
                 lengths = [len(prompts.reply_ids(self.reader.tokenizer, t.chosen)) for _, t in some]
                 nats = objective.anchor(likely[:, 0], torch.tensor(lengths, device=likely.device)) * share
-                (loss + j.anchor * nats).backward()  # type: ignore[no-untyped-call]
+                (loss + j.anchor * nats).backward()
             total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
             plain += float(nats.detach()) * size
             right += float(objective.wins(found.round(decimals=3)).mean()) * share * size
@@ -396,11 +398,13 @@ class Joint(Trainer):
                 losses += (-torch.nn.functional.logsigmoid(self.recipe.joint.beta * found[0])).tolist()
                 right += objective.wins(found[0]).tolist()
                 beats += objective.wins(found[0], found[1]).tolist()
-        named = {"dev_loss": losses, "dev_accuracy": right, "dev_contrast": beats, "dev_tokens": tokens}
-        found, texts = {k: self.team.gather(v) for k, v in named.items()}, self.team.gather(said)
-        if not found["dev_loss"]:
+        named: dict[str, Sequence[float]] = {
+            "dev_loss": losses, "dev_accuracy": right, "dev_contrast": beats, "dev_tokens": tokens,
+        }  # fmt: skip
+        every, texts = {k: self.team.gather(v) for k, v in named.items()}, self.team.gather(said)
+        if not every["dev_loss"]:
             return {}
-        return {k: sum(v) / len(v) for k, v in found.items()} | {"dev_distinct": len(set(texts)) / len(texts)}
+        return {k: sum(v) / len(v) for k, v in every.items()} | {"dev_distinct": len(set(texts)) / len(texts)}
 
 
 def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:

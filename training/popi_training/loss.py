@@ -34,11 +34,11 @@ class Scored:
 
     def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
         """log p [tokens] over what was allowed, at a temperature."""
-        return _Chosen.apply(self.logits, self, temperature)  # type: ignore[no-any-return,no-untyped-call]
+        return _Chosen.apply(self.logits, self, temperature)  # type: ignore[no-any-return]
 
     def kl(self, before: Scored, temperature: float = 1.0) -> torch.Tensor:
         """KL to what another model gave the same tokens, [tokens] (nats), as ``objective.kl`` has it."""
-        return _Apart.apply(self.logits, self, before, temperature)  # type: ignore[no-any-return,no-untyped-call]
+        return _Apart.apply(self.logits, self, before, temperature)  # type: ignore[no-any-return]
 
     def portions(self) -> Iterator[slice]:
         """The tokens, ``PORTION`` at a time."""
@@ -62,7 +62,7 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, found: Scored, temperature: float) -> torch.Tensor:
-        chosen, whole = logits.new_empty((2, len(found.back)))
+        chosen, whole = logits.new_empty((2, len(found.back))).unbind()
         for some in found.portions():
             rows = found.rows(some, temperature)
             chosen[some], whole[some] = rows.gather(1, found.label[some, None])[:, 0], rows.logsumexp(1)
@@ -70,7 +70,7 @@ class _Chosen(torch.autograd.Function):
         return chosen - whole
 
     @staticmethod
-    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         found, scaled = ctx.found, wanted / ctx.temperature
         gradient = torch.zeros_like(found.logits)
         for some in found.portions():
@@ -93,7 +93,7 @@ class _Apart(torch.autograd.Function):
         return ctx.kl.clone()  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, wanted: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         scaled, gradient = wanted / ctx.temperature, torch.zeros_like(ctx.now.logits)
         for some in ctx.now.portions():
             p, apart = _compared(ctx.now, ctx.before, some, ctx.temperature)

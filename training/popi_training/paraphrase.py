@@ -267,9 +267,10 @@ def paraphrase(text: str, seed: int = 0, share: float | None = None) -> str:
     chooser = _Chooser(text, seed)
     made = [_pieces(s, number, chooser) for number, s in enumerate(sentences) if s]
     kept = set[tuple[int, int]]()
-    for candidate in _in_turn(made, chooser) if share is not None else ():
-        if changed(text, _written(made, kept | {candidate})) >= share:
-            kept.add(candidate)
+    if share is not None:
+        for candidate in _in_turn(made, chooser):
+            if changed(text, _written(made, kept | {candidate})) >= share:
+                kept.add(candidate)
     return _written(made, kept)
 
 

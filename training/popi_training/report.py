@@ -20,7 +20,8 @@ from popi_edge.errors import ConfigError, StoreError
 from popi_edge.files import whole_file
 from popi_training.evaluate.metrics import wins
 from popi_training.evaluate.report import bounds, number
-from popi_training.report_sources import LISTING, METRICS, RECIPE, RESULT, RUN, Evaluation, Line, Listed, Sources
+from popi_training.report_sources import LISTING, RESULT, Evaluation, Line, Listed, Sources
+from popi_training.runfolder import METRICS, RECIPE, RUN
 
 PAGE, CURVES, PARETO = "index.html", "curves.png", "pareto.png"
 MARK = "popi report"

@@ -102,7 +102,7 @@ class Adapters:
         frozen = next(k for k, v in BEGAN.items() if v == role)
         self._keep(frozen, base.lora_state(self.model, role))
 
-    def _keep(self, frozen: str, state: Mapping[str, Any]) -> None:
+    def _keep(self, frozen: str, state: Mapping[str, np.ndarray]) -> None:
         if self._began[frozen] is None:
             base.with_lora(self.model, self._rank, self._alpha, self._seed, adapter=frozen)
             self._began[frozen] = frozen

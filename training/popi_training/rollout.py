@@ -66,7 +66,7 @@ def rollout(
     cache, logits, sees, places = _prefilled(model, prompts, group)
     keys = torch.cat([torch.arange(len(p)) for p in prompts])  # the position of every cached token
     states, every = [reader.vocabulary.start()] * rows, np.arange(logits.shape[-1])
-    drawn: list[tuple[list[int], list[Ints], list[float]]] = [([], [], []) for _ in range(rows)]
+    drawn: list[list[tuple[int, Ints, float]]] = [[] for _ in range(rows)]
     done, alive = [False] * rows, list(range(rows))
     dice = [torch.Generator().manual_seed(seed) for seed in seeds or (torch.seed(),) * len(prompts)]
     for step in range(limit):
@@ -76,8 +76,7 @@ def rollout(
             allowed = reader.allowed(states[row], limit - step) if mask else every
             place, logprob = _pick(scores[k, torch.from_numpy(allowed)], temperature, chances[row])
             token = int(allowed[place])
-            for column, value in zip(drawn[row], (token, allowed, logprob), strict=True):
-                column.append(value)  # type: ignore[arg-type]
+            drawn[row].append((token, allowed, logprob))
             done[row] = token in ends
             if mask and not done[row]:
                 states[row] = reader.vocabulary.advance(states[row], token)
@@ -90,7 +89,7 @@ def rollout(
         now = torch.tensor([places[row] + step for row in on])
         keys = torch.cat([keys, now])
         logits = model(
-            input_ids=torch.tensor([[drawn[row][0][-1] for row in on]], device=device),
+            input_ids=torch.tensor([[drawn[row][-1][0] for row in on]], device=device),
             position_ids=now[None].to(device),
             attention_mask=attention(model, sees[None, on], now[None], keys[None]),
             past_key_values=cache,
@@ -98,10 +97,12 @@ def rollout(
         ).logits[0]
     if mask:  # at the limit nothing but the end may follow, and nothing that ends there was cut off
         for row in alive:
-            for column, last in zip(drawn[row], ended(reader), strict=True):
-                column.append(last)  # type: ignore[arg-type]
+            drawn[row].append(ended(reader))
             done[row] = True
-    made = [Draw(tuple(i), tuple(a), tuple(p), end) for (i, a, p), end in zip(drawn, done, strict=True)]
+    made = [
+        Draw(tuple(t for t, _, _ in each), tuple(a for _, a, _ in each), tuple(p for _, _, p in each), end)
+        for each, end in zip(drawn, done, strict=True)
+    ]
     return [made[k : k + group] for k in range(0, rows, group)]
 
 
@@ -125,7 +126,7 @@ def _prefilled(
     ]
     layers = zip(*(out.past_key_values.to_legacy_cache() for out in read), strict=True)
     cache = DynamicCache.from_legacy_cache(
-        tuple((torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers)
+        tuple((torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers)  # type: ignore[arg-type]
     )
     whose = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
     rows = torch.arange(len(prompts)).repeat_interleave(group)

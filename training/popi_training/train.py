@@ -350,8 +350,9 @@ def _train(trainer: Trainer, folder: Path, until: int, minutes: float | None, te
             if log is not None:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-                for name in line.keys() - {"step"} if board is not None else ():
-                    board.add_scalar(name, line[name], trainer.step)
+                if board is not None:
+                    for name in line.keys() - {"step"}:
+                        board.add_scalar(name, line[name], trainer.step)
                 tell(trainer.step, until, line)
             late = minutes is not None and time.monotonic() - began >= 60 * minutes
             late = any(team.gather([late]))

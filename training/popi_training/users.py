@@ -19,6 +19,9 @@ from popi_training.corpus import Corpus, Pair
 LONG_AGO = "1970-01-01T00:00:00Z"
 TRIES = 10_000
 KINDS = ("comparison", "rating", "edit", "statement", "post", "profile", "conversation")
+VOICES: Mapping[str, type[Statement] | type[Post] | type[Profile]] = {
+    "statement": Statement, "post": Post, "profile": Profile,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -227,8 +230,7 @@ class _Teller:
         kind, common = weighted(rng, kinds or {"comparison": 1.0}), self._common()
         if kind in ("statement", "post", "profile"):
             text = material.phrasing(want, kind, rng)
-            made = {"statement": Statement, "post": Post, "profile": Profile}[kind](text, **common)
-            return made
+            return VOICES[kind](text, **common)
         pair = self._pair(want.dimension)
         prompt = material.corpus.prompts[pair.prompt]
         own, other = pair.replies[want.pole], pair.replies[material.opposite(want).pole]
@@ -252,7 +254,7 @@ class _Teller:
         """One signal that is no preference."""
         voice = self.rng.choice(["statement", "post", "profile"])
         text = self.rng.choice(self.material.facts[voice])
-        return {"statement": Statement, "post": Post, "profile": Profile}[voice](text, **self._common())
+        return VOICES[voice](text, **self._common())
 
 
 def say(

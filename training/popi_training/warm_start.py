@@ -68,7 +68,7 @@ class WarmStart(Trainer):
         """On development couples: the loss; how often a user's summary is likelier, per token, than the opposite one
         (``dev_choice``); how often each is likelier behind its own signals than behind the other's, taken together
         (``dev_contrast``: how likely a wording is in itself cancels out)."""
-        losses, right, apart = [], [], []
+        losses, right, apart = list[float](), list[float](), list[float]()
         if not self.couples:
             count = range(self.recipe.train.dev_users)
             self.couples = [warm.dev_couple(self.recipe, self.data, self.reader, i) for i in count]

@@ -42,6 +42,7 @@ from popi_training.evaluate.metrics import Outcome, entry, gap_closed
 from popi_training.joint import Joint
 from popi_training.people import Person
 from popi_training.rollout import rollout
+from popi_training.runfolder import RECIPE
 
 PARTS = ("users", "combinations", "phrasings")
 TOGETHER = 16
@@ -50,10 +51,10 @@ TOGETHER = 16
 
 def open_trained(run: Path) -> Joint:
     """The trainer of a run of the world with what it learnt. Raises ConfigError, ModelError."""
-    recipe = recipes.read(run / train.RECIPE)
+    recipe = recipes.read(run / RECIPE)
     if not recipe.data.world:
         raise ConfigError(f"{run} is no run of the controlled world; its recipe has not data.world")
-    trainer = train.open_run(recipe, run / train.RECIPE, config.load())
+    trainer = train.open_run(recipe, run / RECIPE, config.load())
     trainer.restore(run)
     assert isinstance(trainer, Joint)
     return trainer

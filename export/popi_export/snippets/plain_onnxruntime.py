@@ -32,7 +32,8 @@ def main(model: Path, text: str, adapter: Path | None = None) -> None:
             for name, shape in inputs.items() if name.startswith("past_key_values.")}  # fmt: skip
     outputs = [o.name for o in session.get_outputs()]
     new = tokenizer.encode(text, add_special_tokens=False).ids
-    length, made = 0, []
+    length = 0
+    made: list[int] = []
     while len(made) < NEW_TOKENS:
         positions = np.arange(length, length + len(new), dtype=np.int64)[None]
         length += len(new)
