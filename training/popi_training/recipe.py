@@ -126,8 +126,8 @@ class Joint:
     of ``sft`` come first, at ``lr_warm`` falling to a hundredth, from one signal a person to all; what is learnt then
     is what the KL and π_ref are taken against. ``warm_generate``: θ learns only in the first so many (0: in all);
     ``smoothing``: DPO's label smoothing then; ``dense``: weight of what the signals say, in numbers, at the end of each
-    (``popi_training.dense``); ``other_words``: φ is taught all words that mean the same, θ the first of them alone; ``unheard_words``: of
-    every other attribute φ is taught only the word that θ is not."""
+    (``popi_training.dense``); ``other_words``: φ is taught all words that mean the same, θ the first of them alone;
+    ``unheard_words``: of every other attribute φ is taught only the word that θ is not."""
 
     schedule: str = "simultaneous"
     group: int = 4
