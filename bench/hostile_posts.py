@@ -28,7 +28,6 @@ import numpy as np
 
 from popi_edge import config, prompts
 from popi_edge.cli.common import launch
-from popi_edge.drafts import judged
 from popi_edge.errors import ConfigError, PopiError
 from popi_edge.injection import commands
 from popi_edge.signals import Post, Signal
@@ -82,7 +81,7 @@ def undefended(pair: Pair, signals: Sequence[Signal]) -> str:
     tokenizer = pair.engine.tokenizer
     start, prompt = inference_prompt(tokenizer, signals, pair.engine.context_length)
     how = (pair.engine, prompt, prompts.spec()["limits"]["summary_tokens"], pair.constraint, pair.infer_adapter)
-    return spoken(draft(*how, pair.decoding, judged=bool(judged(signals[start:], tokenizer)))[0])
+    return spoken(draft(*how, pair.decoding, signals[start:])[0])
 
 
 def rows(pair: Pair, people: int, seed: int, advance: Callable[[int], Any] = lambda k: None) -> list[dict[str, Any]]:

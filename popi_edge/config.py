@@ -20,7 +20,7 @@ class Settings:
 
     ``drafts``: of how many drafts a summary is chosen (``popi_edge.drafts``); None: as many as the bundle says.
     ``known``: a summary is made of the bundle's own sentences (``popi_edge.summarize.choose``), or word by word; None:
-    of these, where it has any, for who judged no two replies.
+    of these, where it has any, but for who did nothing than choose between two replies.
     ``trusted_keys``: public keys; where there are any, a bundle that none of them signed is refused unread.
     ``guard``: rule → block, mask or ask (``popi_edge.guard.policy``), a table ``[guard]`` of the file alone.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from popi_edge import drafts, prompts
 from popi_edge.injection import commands
 from popi_edge.select import window
-from popi_edge.signals import Signal
+from popi_edge.signals import Comparison, Edit, Signal
 
 if TYPE_CHECKING:
     from popi_edge.engines.base import Constraint, Engine
@@ -47,8 +47,8 @@ class Decoding:
     ``opening`` is put into the model's mouth (an untrained base would repeat the signals otherwise);
     ``sentences`` ends the summary after so many; of so many ``drafts`` the one is kept under which the generator tells
     the person's choices best (``popi_edge.drafts``). ``candidates``: of each pole of each dimension first what is said,
-    then what the model was taught. A summary is made of them (``choose``) where the person judged no two replies, or
-    where it shall be ``known`` in any case; else it is written word by word.
+    then what the model was taught. A summary is made of them (``choose``) unless the person did nothing but choose
+    between two replies (``only_pairs``), or where it shall be ``known`` in any case; else it is written word by word.
     """
 
     opening: str = ""
@@ -147,12 +147,18 @@ def writable(constraint: Constraint, ids: Sequence[int], limit: int) -> bool:
 
 def draft(
     engine: Engine, prompt: Sequence[int], limit: int, constraint: Constraint | None, adapter: str | None,
-    how: Decoding, *, judged: bool,
+    how: Decoding, signals: Sequence[Signal],
 ) -> tuple[str, int]:  # fmt: skip
-    """The likeliest summary, and its length in tokens: of candidates, where some may be said, for who has ``judged`` no
-    two replies or where it shall be ``known``; else word by word."""
-    chosen = choose(engine, prompt, limit, constraint, adapter, how) if how.known or not judged else ("", 0)
+    """The likeliest summary of the signals that are in the prompt, and its length in tokens: of candidates, where some
+    may be said, unless there are ``only_pairs`` and it need not be ``known``; else word by word."""
+    known = how.known or not only_pairs(signals)
+    chosen = choose(engine, prompt, limit, constraint, adapter, how) if known else ("", 0)
     return chosen if chosen[0] else write(engine, prompt, limit, constraint, adapter, how)
+
+
+def only_pairs(signals: Sequence[Signal]) -> bool:
+    """Whether a person did nothing but choose between two replies, or edit one."""
+    return all(isinstance(s, Comparison | Edit) for s in signals)
 
 
 def understood(signal: Signal, lexicon: Lexicon) -> bool:
@@ -218,10 +224,9 @@ def infer(
         return Inferred("", 0, "insufficient", "; ".join(filter(None, [reason, note])), ids, 0)
     start, prompt = inference_prompt(tokenizer, usable, engine.context_length, previous)
     how = (engine, prompt, limits["summary_tokens"], constraint, adapter, decoding)
-    pairs = drafts.judged(usable[start:], tokenizer)
-    text, tokens = draft(*how, judged=bool(pairs))
+    text, tokens = draft(*how, usable[start:])
     said = spoken(text)
-    if said and decoding.drafts > 1 and pairs:
+    if said and decoding.drafts > 1 and (pairs := drafts.judged(usable[start:], tokenizer)):
         drawn = [write(*how, temperature=drafts.TEMPERATURE, seed=k)[0] for k in range(1, decoding.drafts)]
         texts = [said, *filter(None, map(spoken, drawn))]
         parts = [s for text in texts for s in SENTENCE_END.split(text)]

@@ -6,19 +6,21 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import popi_edge as popi
 from popi_edge import prompts
 from popi_edge.cli import main
 from popi_edge.engines.base import Score
-from popi_edge.errors import ModelError
+from popi_edge.errors import ConfigError, ModelError
 from popi_edge.models import bundle
 from popi_edge.models.manifest import MAX_CANDIDATES, parse
 from popi_edge.summarize import NEAR, SENTENCE_END, Decoding, choose, infer
@@ -37,7 +39,10 @@ GROUPS = (
     (("No jokes, please.",),),
 )
 SAID = [[pole[0] for pole in some] for some in GROUPS]
-RECIPE = Path(__file__).parent.parent / "training" / "recipes" / "warm-start-wide.toml"
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "training" / "recipes" / "warm-start-wide.toml"
+OWN = (ROOT / "docs" / "measured" / "fifth_follow.json", ROOT / "docs" / "measured" / "fifth_follow_wide.json")
+"""How popi-smol's own generator follows each sentence."""
 
 
 @pytest.fixture
@@ -142,18 +147,18 @@ def test_having_nothing_to_say_is_no_summary(me: popi.Popi, monkeypatch: pytest.
     assert (made.status, made.text) == ("insufficient", "") and "say nothing of how replies should be" in made.reason
 
 
-def test_who_judged_no_two_replies_gets_known_sentences(talkative: popi.Popi) -> None:
+def test_who_did_more_than_choose_between_two_replies_gets_known_sentences(talkative: popi.Popi) -> None:
     engine, mask, how, found = talkative.engine, talkative._constraint(), Decoding(candidates=GROUPS), set()
     rating = popi.Rating(prompt="Why?", response="It rained.", score=0.9)
-    for signals in (SIGNALS, SIGNALS[:1] * 2, SIGNALS[2:] * 2, (SIGNALS[1], rating), (rating, rating)):
+    for signals in (SIGNALS, SIGNALS[:1] * 2, SIGNALS[2:] * 2, SIGNALS[::2], (SIGNALS[1], rating), (rating, rating)):
         known, written, made = (
             infer(engine, signals, constraint=mask, decoding=d)
             for d in (replace(how, known=True), replace(how, candidates=()), how)
         )
-        judged = any(isinstance(s, popi.Comparison | popi.Edit) for s in signals)
-        assert made == (written if judged else known)
+        alone = all(isinstance(s, popi.Comparison | popi.Edit) for s in signals)
+        assert made == (written if alone else known)
         assert set(SENTENCE_END.split(known.text)) <= {"", *itertools.chain(*SAID)}
-        found.add((judged, known == written))
+        found.add((alone, known == written))
     assert found == {(True, False), (False, False)}
 
 
@@ -180,13 +185,18 @@ def test_a_recipe_s_sentences_are_what_it_teaches(
 ) -> None:
     """Of popi-smol's inference model: those of its manifest, none of a dimension that is held out."""
     measured = corpora.FOLDER / warm.FOLLOW
-    monkeypatch.setattr(sys, "argv", ["candidates", str(RECIPE), "--measured", str(measured)])
+    own = [arg for file in OWN for arg in ("--generator", str(file))]
+    monkeypatch.setattr(sys, "argv", ["candidates", str(RECIPE), "--measured", str(measured), *own])
     candidates.main()
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err == "896 phrasings, r = 0.52 between the two generators\n"
     shipped = Path(popi.__file__).parent / "models" / "popi-smol" / "manifest.json"
     assert found == json.loads(shipped.read_text("utf-8"))["decoding"]["candidates"]
     corpus, moved = corpora.load(wide=True, later=False), warm.read_follow(measured)
-    every = moved | warm.read_follow(corpora.FOLDER / warm.FOLLOW_WIDE)
+    base = moved | warm.read_follow(corpora.FOLDER / warm.FOLLOW_WIDE)
+    theirs = {text: nats for file in OWN for text, nats in warm.read_follow(file).items()}
+    every = {t: base[t] / np.std(list(base.values())) + theirs[t] / np.std(list(theirs.values())) for t in base}
     held = json.loads((corpora.FOLDER / "splits.json").read_text())["dimensions"]
     said = {t for poles in found for pole in poles for t in pole}
     assert not said & {t for d in held for p in corpus.dimensions[d].poles.values() for t in p.phrasings["summary"]}
@@ -195,13 +205,24 @@ def test_a_recipe_s_sentences_are_what_it_teaches(
     of = {text: texts for texts in every_pole for text in texts}
     for first, *taught in (pole for poles in found for pole in poles):
         texts = of[first]
-        assert every[first] == max(every[t] for t in texts)
+        assert every[first] == pytest.approx(max(every[t] for t in texts))
         taught += [first] * (len(taught) < 3)
         assert len(taught) == 3 and set(taught) <= set(texts)
         if set(texts) <= set(moved):
             assert min(moved[t] for t in taught) >= max(moved[t] for t in texts if t not in taught)
         elif not set(texts) & set(moved):
             assert sorted(taught) == sorted(texts)[:3]
+
+
+@pytest.mark.parametrize(("own", "said"), [
+    ({"A.": 1.0}, "one generator was measured on 'B.' and the other was not"),
+    ({"A.": 1.0, "B.": 2.0, "C.": 0.0}, "one generator was measured on 'C.' and the other was not"),
+    ({"A.": 1.0, "B.": 1.0}, "a generator that all phrasings move alike cannot say which is followed best"),
+])  # fmt: skip
+def test_two_generators_are_told_apart_on_the_same_phrasings_alone(own: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        candidates.together({"A.": 3.0, "B.": 1.0}, own)
+    assert candidates.together({"A.": 3.0, "B.": 1.0}, {"A.": 0.0, "B.": 4.0}) == {"A.": 3.0, "B.": 3.0}
 
 
 def test_a_recipe_without_phrasings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +251,10 @@ def test_a_person_asks_for_known_sentences(
     assert asked and asked != free and set(SENTENCE_END.split(asked)) <= set(itertools.chain(*SAID))
     written = json.loads(run("--no-known", "--json")[1])["text"]
     assert written not in ("", asked)
-    assert json.loads(run("--json")[1])["text"] == written
-    (tmp_path / "home" / "config.toml").write_text("known = true\n")
     assert json.loads(run("--json")[1])["text"] == asked
+    for setting, said in (("false", written), ("true", asked)):
+        (tmp_path / "home" / "config.toml").write_text(f"known = {setting}\n")
+        assert json.loads(run("--json")[1])["text"] == said
     (tmp_path / "home" / "config.toml").write_text('known = "maybe"\n')
     code, _, err = run()
     assert code == 1 and "known is 'maybe'; it must be true or false" in err

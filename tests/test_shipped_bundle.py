@@ -40,9 +40,9 @@ WARM, JOINT, SECOND, PAIR, FIFTH, WIDE = (
     for name in ("warm-smol", "joint-90", "joint-165", "joint-225", "joint-269", "warm-wide")
 )
 AS_MEASURED = {"fifth": "popi-smol 0.5.0"}
-"""0.6.0 (``sixth``) has its adapters, and writes as it did where it is to use no known sentences."""
+"""0.7.0 (``eighth``) has its adapters, and writes as it did where it is to use no known sentences."""
 BUNDLES = {"warm": str(WARM), "joint": str(JOINT), "second": str(SECOND), "pair": str(PAIR)}
-BUNDLES |= {"fifth": DEFAULT, "sixth": DEFAULT}
+BUNDLES |= {"fifth": DEFAULT, "eighth": DEFAULT}
 
 
 def manifest(bundle: Path) -> dict[str, Any]:
@@ -137,9 +137,9 @@ def test_some_rows_come_out_as_they_stand_there(
     home.mkdir(mode=0o700)
     (home / "models").mkdir()
     shutil.copy(base, stored(smol, home / "models"))
-    settings = config.load(home, known=None if which == "sixth" else False)
+    settings = config.load(home, known=None if which == "eighth" else False)
     opened = open_bundle(BUNDLES[which], settings)
-    assert bool(opened.decoded(settings).candidates) == (which == "sixth")
+    assert bool(opened.decoded(settings).candidates) == (which == "eighth")
     assert replace(opened.decoded(settings), candidates=()) == Decoding()
     assert table["model"] == AS_MEASURED.get(which, f"{opened.name} {opened.version}")
     known = {r["row"]: r for r in rows}

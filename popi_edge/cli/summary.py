@@ -61,7 +61,7 @@ def show(app: App, user: str) -> None:
 @click.option("--drafts", type=click.IntRange(1, MOST["drafts"]), metavar="N",
               help="Of so many drafts keep the one that tells your choices best (default: as the bundle says).")
 @click.option("--known/--no-known", default=None,
-              help="Of sentences that the model was taught, or word by word (default: the former without choices).")
+              help="Of sentences that the model was taught, or word by word (default: the latter for choices alone).")
 @user_option
 @common
 def refresh(app: App, drafts: int | None, known: bool | None, user: str) -> None:
