@@ -6,8 +6,8 @@ Equal budget is equal rewarded summaries, equal DPO pairs and the same course of
 ``alternating`` and ``sequential`` move one role a step and get twice the steps of the joint phase (those that move the
 generator draw summaries of their own for it), ``frozen`` and ``shuffled_rewards`` (the control: rewards in another
 order within each group) learn no DPO pairs at all. A folder holds every arm as a run of its own; the same command goes
-on where it stopped. Two arms differ only where both agree: a paired t-test over the seeds' means (Holm over all pairs
-of arms) and a bootstrap over people.
+on where it stopped. Two arms differ, in accuracy or in ``worth`` (``popi_training.world_eval``), only where both agree:
+a paired t-test over the seeds' means (Holm over all of one metric) and a bootstrap over people.
 """
 
 from __future__ import annotations
@@ -117,19 +117,22 @@ def measured(
                     file.write(json.dumps(tables).encode())
             try:
                 found[f"{seed}/{arm}"] = json.loads(done.read_text("utf-8"))
-            except ValueError:
-                raise ConfigError(f"{done}: damaged; without it the table is made again") from None
+                [table["worth_rows"] for table in found[f"{seed}/{arm}"]]
+            except (ValueError, TypeError, KeyError):
+                raise ConfigError(f"{done}: damaged or of an older program; without it it is made again") from None
     return found
 
 
-def verdicts(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Every pair of arms on every part: the mean difference in accuracy over seeds, the paired t-test's p with Holm's
-    correction over all of them (None below two seeds), the bootstrap interval over people (pooled over seeds), and
-    whether both agree that it is not zero."""
+def verdicts(
+    found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str], of: str = "rows"
+) -> list[dict[str, Any]]:
+    """Every pair of arms on every part: the mean difference over seeds in accuracy (``of`` "rows") or in worth (nats;
+    "worth_rows"), the paired t-test's p with Holm's correction over all of them (None below two seeds), the bootstrap
+    interval over people (pooled over seeds), and whether both agree that it is not zero."""
     out = []
     for k, part in enumerate(world_eval.PARTS):
         for a, b in itertools.combinations(arms, 2):
-            rows = [[np.array(found[f"{s}/{arm}"][k]["rows"]["summary"]) for s in seeds] for arm in (a, b)]
+            rows = [[np.array(found[f"{s}/{arm}"][k][of]["summary"]) for s in seeds] for arm in (a, b)]
             means = np.array([x.mean() - y.mean() for x, y in zip(*rows, strict=True)])
             table = found[f"{seeds[0]}/{a}"][k]
             people = [str(i * table["users"] // table["pairs"]) for i in range(table["pairs"])] * len(seeds)
@@ -169,8 +172,9 @@ def summary(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str])
         for name, arm, condition in wanted:
             tables = [found[f"{s}/{arm}"][k] for s in seeds]
             entry: dict[str, Any] = {"part": part, "condition": name}
-            for metric in ("accuracy", "contrast", "tokens"):
-                entry[metric] = float(np.mean([t["conditions"][condition][metric] for t in tables]))
+            for metric in ("accuracy", "contrast", "tokens", "worth"):
+                values = [t["conditions"][condition].get(metric) for t in tables]
+                entry[metric] = None if None in values else float(np.mean(values))
             none = float(np.mean([t["conditions"]["none"]["accuracy"] for t in tables]))
             top = float(np.mean([t["conditions"]["bayes"]["accuracy"] for t in tables]))
             entry["gap_closed"] = gap_closed(entry["accuracy"], none, top)
@@ -204,19 +208,22 @@ def main() -> None:
         "recipe": train.recipe_hash(recipe), "seeds": options.seeds, "users": options.users,
         "table": summary(found, options.seeds, options.arms),
         "verdicts": verdicts(found, options.seeds, options.arms),
+        "worth_verdicts": verdicts(found, options.seeds, options.arms, "worth_rows"),
     }  # fmt: skip
     if options.json:
         print(json.dumps(result, indent=1))
         return
     for x in result["table"]:
         gap = "–" if x["gap_closed"] is None else f"{x['gap_closed']:.2f}"
+        worth = "" if x["worth"] is None else f"worth {x['worth']:.3f}  "
         print(
             f"{x['part']:13} {x['condition']:24} {x['accuracy']:.3f}  contrast {x['contrast']:.3f}  "
-            f"{x['tokens']:4.1f} tokens  gap {gap}  seeds {x['seeds']}"
+            f"{x['tokens']:4.1f} tokens  {worth}gap {gap}  seeds {x['seeds']}"
         )
-    for v in result["verdicts"]:
-        star = " *" if v["clear"] else ""
-        print(f"{v['part']:13} {v['a']} - {v['b']}: {v['difference']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]{star}")
+    for what, of in (("accuracy", "verdicts"), ("worth", "worth_verdicts")):
+        for v in result[of]:
+            apart = f"{v['difference']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]{' *' if v['clear'] else ''}"
+            print(f"{v['part']:13} {v['a']} - {v['b']}, {what}: {apart}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ opposite person, on the same pair), intervals clustered by person:
     bayes              no summary: the exact predictor from the same signals, who knows of which part somebody is
     bayes_any          the same who does not know: of all users alike
 
-``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast.
+``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast. ``worth`` is what the joint phase
+maximizes, the reward less the costs of its recipe (nats; ``popi_training.objective``), here of the likeliest summary.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ import torch
 from popi_edge import config
 from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
+from popi_training import objective, train, world
 from popi_training import recipe as recipes
-from popi_training import train, world
-from popi_training.evaluate.metrics import Outcome, entry, gap_closed
+from popi_training.evaluate.metrics import Outcome, Values, entry, gap_closed
 from popi_training.joint import Joint
 from popi_training.people import Person
 from popi_training.rollout import rollout
@@ -108,10 +109,14 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     clusters = [p.id for p in own for _ in p.targets]
     length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0, "bayes_any": 0.0}
     length["warm_summary"] = length["warm_in_joint"]
+    worths = {name: _worth(trainer, found[name], texts[:users]) for name, texts in said.items()}
+    worths["warm_summary"] = _worth(trainer, found["warm_summary"], warm[:users])
     conditions: dict[str, dict[str, Any]] = {
         name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast") | {"tokens": length[name]}
         for name, o in found.items()
     }
+    for name, worth in worths.items():
+        conditions[name] |= entry(worth, clusters, seed, "worth")
     none = {"accuracy": conditions["none"]["accuracy"], "contrast": 0.5}
     return {
         "part": part,
@@ -128,6 +133,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
         "distinct_summaries": len(set(summary[:users])),
         "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
         "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
+        "worth_rows": {n: [round(float(v), 4) for v in worths[n]] for n in ("summary", "warm_summary")},
     }
 
 
@@ -142,6 +148,19 @@ def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: 
     users = len(own)
     ours, theirs = (margins(trainer, own, texts[k : k + users], role) for k in (0, users))
     return Outcome(ours, theirs, np.zeros(len(ours)))
+
+
+def _worth(trainer: Joint, outcome: Outcome, texts: Sequence[str]) -> Values:
+    """Reward less costs (nats) of everybody's ended summary on each of their targets, [people × targets]."""
+    j, each = trainer.recipe.joint, len(outcome.own) // len(texts)
+    tokens = torch.tensor([len(trainer.reader.tokenizer.encode(t)) + 1 for t in texts for _ in range(each)])
+    costs = objective.costs(
+        tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.float64),
+        budget=j.budget, length=j.length, truncation=j.truncation, leaking=j.leak,
+    )  # fmt: skip
+    reward = objective.reward(torch.from_numpy(outcome.own)[:, None], j.beta)
+    found: Values = (reward - costs).numpy()
+    return found
 
 
 def _constant(trainer: Joint, people: Sequence[Person], texts: Sequence[str]) -> str:
