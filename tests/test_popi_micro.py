@@ -351,13 +351,14 @@ def test_one_run_is_not_counted_twice_and_one_person_is_too_few(
         arms.main()
 
 
-def test_a_damaged_table_of_an_arm_is_one_line(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", ['[{"part": ', '[{"part": "users", "rows": {}}]', "7"])
+def test_a_damaged_or_older_table_of_an_arm_is_one_line(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(arms, "warm_start", lambda *_: None)
     table = tmp_path / "seed-1" / "frozen" / "table-3.json"
     table.parent.mkdir(parents=True)
-    table.write_text('[{"part": ')
+    table.write_text(text)
     words = ["--out", str(tmp_path), "--seeds", "1", "--arms", "frozen", "--users", "3"]
     monkeypatch.setattr(sys, "argv", ["arms", str(recipe), *words])
     with pytest.raises(SystemExit, match=r"table-3\.json: damaged"):
