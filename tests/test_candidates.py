@@ -225,6 +225,13 @@ def test_two_generators_are_told_apart_on_the_same_phrasings_alone(own: dict[str
     assert candidates.together({"A.": 3.0, "B.": 1.0}, {"A.": 0.0, "B.": 4.0}) == {"A.": 3.0, "B.": 3.0}
 
 
+def test_a_generator_that_was_not_measured_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.json").write_text('{"phrasings": {}}')
+    monkeypatch.setattr(sys, "argv", ["candidates", str(RECIPE), "--generator", str(tmp_path / "own.json")])
+    with pytest.raises(SystemExit, match=r"^candidates: one generator was measured on .* and the other was not$"):
+        candidates.main()
+
+
 def test_a_recipe_without_phrasings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["candidates", str(RECIPE.with_name("popi-micro.toml"))])
     with pytest.raises(SystemExit, match=r"^candidates: .*popi-micro.toml does not train on a corpus with phrasings$"):

@@ -72,7 +72,8 @@ def main() -> None:
         moved = warm.read_follow(folder / warm.FOLLOW)
         moved |= warm.read_follow(folder / warm.FOLLOW_WIDE) if recipe.data.wide else {}
         known = warm.read_follow(args.measured) if args.measured else moved
-        if own := {text: nats for file in args.generator for text, nats in warm.read_follow(file).items()}:
+        if args.generator:
+            own = {text: nats for file in args.generator for text, nats in warm.read_follow(file).items()}
             moved, base = together(moved, own), moved
             r = statistics.correlation(list(base.values()), [own[text] for text in base])
             print(f"{len(base)} phrasings, r = {r:.2f} between the two generators", file=sys.stderr)
