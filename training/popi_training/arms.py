@@ -115,12 +115,19 @@ def measured(
                 tables = [world_eval.evaluate(trainer, part, users) for part in world_eval.PARTS]
                 with whole_file(done) as file:
                     file.write(json.dumps(tables).encode())
-            try:
-                found[f"{seed}/{arm}"] = json.loads(done.read_text("utf-8"))
-                [table["worth_rows"] for table in found[f"{seed}/{arm}"]]
-            except (ValueError, TypeError, KeyError):
-                raise ConfigError(f"{done}: damaged or of an older program; without it it is made again") from None
+            found[f"{seed}/{arm}"] = _tables(done)
     return found
+
+
+def _tables(path: Path) -> list[dict[str, Any]]:
+    """An arm's tables, one a part. Raises ConfigError for a file that is damaged or that an older program wrote."""
+    try:
+        tables: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        if len(tables) == len(world_eval.PARTS) and all("worth_rows" in table for table in tables):
+            return tables
+    except (ValueError, TypeError):
+        pass
+    raise ConfigError(f"{path}: damaged or of an older program; without it it is made again")
 
 
 def verdicts(

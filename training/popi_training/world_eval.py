@@ -108,12 +108,12 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     found["bayes"] = _predicted(own, posterior)
     found["bayes_any"] = _predicted(own, [law.posterior(p.signals, "any") for p in own])
     clusters = [p.id for p in own for _ in p.targets]
-    length = {name: _tokens(trainer, texts[:users]) for name, texts in said.items()} | {"bayes": 0.0, "bayes_any": 0.0}
+    length = {name: [len(trainer.reader.tokenizer.encode(t)) for t in texts[:users]] for name, texts in said.items()}
     length["warm_summary"] = length["warm_in_joint"]
-    worths = {name: _worth(trainer, found[name], texts[:users]) for name, texts in said.items()}
-    worths["warm_summary"] = _worth(trainer, found["warm_summary"], warm[:users])
+    worths = {name: _worth(trainer, found[name], tokens) for name, tokens in length.items()}
     conditions: dict[str, dict[str, Any]] = {
-        name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast") | {"tokens": length[name]}
+        name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast")
+        | {"tokens": float(np.mean(length.get(name, 0)))}
         for name, o in found.items()
     }
     for name, worth in worths.items():
@@ -151,10 +151,11 @@ def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: 
     return Outcome(ours, theirs, np.zeros(len(ours)))
 
 
-def _worth(trainer: Joint, outcome: Outcome, texts: Sequence[str]) -> Values:
-    """Reward less costs (nats) of everybody's ended summary on each of their targets, [people × targets]."""
-    j, each = trainer.recipe.joint, len(outcome.own) // len(texts)
-    tokens = torch.tensor([len(trainer.reader.tokenizer.encode(t)) + 1 for t in texts for _ in range(each)])
+def _worth(trainer: Joint, outcome: Outcome, length: Sequence[int]) -> Values:
+    """Reward less costs (nats) of everybody's ended summary, ``length`` tokens and an end token, on each of their
+    targets, [people × targets]."""
+    j, each = trainer.recipe.joint, len(outcome.own) // len(length)
+    tokens = torch.tensor([n + 1 for n in length for _ in range(each)])
     costs = objective.costs(
         tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.float64),
         budget=j.budget, length=j.length, truncation=j.truncation, leaking=j.leak,
@@ -169,10 +170,6 @@ def _constant(trainer: Joint, people: Sequence[Person], texts: Sequence[str]) ->
     on those that judge it, so at least as good as it would be elsewhere."""
     often = [text for text, _ in Counter(texts).most_common(10)]
     return max(often, key=lambda z: float((margins(trainer, people[:100], [z] * len(people[:100])) > 0).mean()))
-
-
-def _tokens(trainer: Joint, texts: Sequence[str]) -> float:
-    return sum(len(trainer.reader.tokenizer.encode(t)) for t in texts) / len(texts)
 
 
 def poles(summary: world.Summary) -> set[tuple[int, bool]]:
