@@ -351,7 +351,10 @@ def test_one_run_is_not_counted_twice_and_one_person_is_too_few(
         arms.main()
 
 
-@pytest.mark.parametrize("text", ['[{"part": ', '[{"part": "users", "rows": {}}]', "7"])
+@pytest.mark.parametrize("text", [
+    '[{"part": ', '[{"part": "users", "rows": {}}]', "7",
+    '[{"rows": {}}, {"rows": {}}, {"rows": {}}]', '[{"worth_rows": {}}]',  # of an older program; of one part alone
+])  # fmt: skip
 def test_a_damaged_or_older_table_of_an_arm_is_one_line(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:

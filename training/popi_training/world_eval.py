@@ -17,9 +17,9 @@ opposite person, on the same pair), intervals clustered by person:
     bayes              no summary: the exact predictor from the same signals, who knows of which part somebody is
     bayes_any          the same who does not know: of all users alike
 
-``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast. ``worth`` is the
-reward less the costs of its recipe (nats; ``popi_training.objective``), here of the likeliest summary: what the joint
-phase maximizes, without what it pays for moving away from the warm start (``kl``) and for identity.
+``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast. ``worth`` is the reward less the
+costs of its recipe (nats; ``popi_training.objective``), here of the likeliest summary: what the joint phase maximizes,
+without what it pays for moving away from the warm start (``kl``) and for identity.
 """
 
 from __future__ import annotations
