@@ -1,16 +1,20 @@
-"""Models shared out among processes (FSDP2): the curve of one process, whole checkpoints, and the shipped settings."""
+"""Models shared out among processes (FSDP2, DeepSpeed): the curve of one process, whole checkpoints, and the shipped
+settings."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from accelerate.commands import launch
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from accelerate import DeepSpeedPlugin
 from popi_edge import config
 from popi_edge.errors import ConfigError
 from popi_training import folder as folders
@@ -31,7 +35,12 @@ def environment(name: str) -> dict[str, str]:
     """What ``accelerate launch --config_file`` would set for its processes, as accelerate itself reads the file."""
     words = ["--config_file", str(SETTINGS / name), "train.py"]
     told, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
-    made: dict[str, str] = prepare_multi_gpu_env(told)
+    made: dict[str, str]
+    if told.use_deepspeed:
+        told.deepspeed_fields_from_accelerate_config = "zero_stage"  # as accelerate launch itself adds it
+        _, made = prepare_deepspeed_cmd_env(told)
+    else:
+        made = prepare_multi_gpu_env(told)
     return {k: v for k, v in made.items() if k.startswith(("FSDP_", "ACCELERATE_"))}
 
 
@@ -60,16 +69,23 @@ def flat(folder: Path) -> np.ndarray:
     return np.concatenate([adapters[r][n].ravel() for r in sorted(adapters) for n in sorted(adapters[r])])
 
 
-@pytest.mark.parametrize("settings", ["ddp.yaml", "fsdp2.yaml", "zero3.yaml"])
-def test_two_processes_give_the_curve_of_one_under_every_settings_and_go_on_in_one(
+@pytest.mark.parametrize("settings", ["ddp.yaml", "fsdp2.yaml", "zero3.yaml", "deepspeed.yaml"])
+def test_two_processes_go_on_as_one_would_under_every_settings_and_one_goes_on_from_them(
     recipe: Path, tmp_path: Path, settings: str
 ) -> None:
-    for until, out in ((4, "one"), (2, "two")):
-        if out == "two":
-            done = small.launched(recipe, "--out", tmp_path / out, "--until", until, **environment(settings))
-            assert done.returncode == 0, done.stderr
+    def alone(out: str, until: int) -> None:
         opened = train.open_run(recipes.read(recipe), recipe, config.load())
-        train.run(opened, tmp_path / out, until=4, minutes=None, tell=lambda *_: None)
+        train.run(opened, tmp_path / out, until=until, minutes=None, tell=lambda *_: None)
+
+    alone("one", 4)
+    alone("two", 1)
+    done = small.launched(recipe, "--out", tmp_path / "two", "--until", 3, **environment(settings))
+    if settings == "deepspeed.yaml" and "full = true" not in recipe.read_text():
+        assert done.returncode and "popi: DeepSpeed moves whole models by AdamW" in done.stderr
+        assert len(settled(tmp_path / "two")) == 1
+        return
+    assert done.returncode == 0, done.stderr
+    alone("two", 4)
     one, two = settled(tmp_path / "one"), settled(tmp_path / "two")
     assert [m["step"] for m in two] == [1, 2, 3, 4]
     for a, b in zip(one, two, strict=True):
@@ -83,10 +99,15 @@ def test_the_shipped_settings_are_what_accelerate_takes(settings: str, monkeypat
     told = environment(settings)
     assert (told.get("ACCELERATE_USE_FSDP"), told.get("FSDP_RESHARD_AFTER_FORWARD")) == {
         "ddp.yaml": (None, None), "fsdp2.yaml": ("true", "false"), "zero3.yaml": ("true", "true"),
+        "deepspeed.yaml": (None, None),
     }[settings]  # fmt: skip
     for key, value in told.items():
         monkeypatch.setenv(key, value)
-    assert shards.wanted() == (settings != "ddp.yaml")
+    assert shards.wanted() == {"ddp.yaml": "", "deepspeed.yaml": "deepspeed"}.get(settings, "fsdp")
+    if settings == "deepspeed.yaml":
+        zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
+        assert zero["stage"] == 3
+        assert {zero[f"offload_{what}"]["device"] for what in ("param", "optimizer")} == {"none"}
 
 
 def test_what_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +121,38 @@ def test_what_cannot_be_shared_out_is_refused(recipe: Path, tmp_path: Path, monk
         changed.write_text(text.replace(old, value if key == "[joint]" else f"{key} = {value}"))
         done = small.launched(changed, "--out", tmp_path / "run", "--until", 1, **environment("zero3.yaml"))
         assert done.returncode and line in done.stderr and not (tmp_path / "run").exists()
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"zero3\.yaml"):
-        shards.wanted()
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match="fsdp_version must be 2"):
-        shards.Sharding("cpu")
+        shards.Fsdp2("cpu", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "zero_stage must be 3"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "half.json", "mixed_precision must be 'no'"),
+        ("", "0.19.3", "DeepSpeed 0.19.3 is too old"),
+        ("", "", r"pip install 'popi-edge\[deepspeed\]'"),
+    ],
+)
+def test_a_deepspeed_that_would_train_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, value: str, line: str
+) -> None:
+    """With a stand-in for DeepSpeed: to import the real one here would change the whole process."""
+    Path(tmp_path / "half.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}))
+    monkeypatch.chdir(tmp_path)
+    for name, told in environment("deepspeed.yaml").items():
+        monkeypatch.setenv(name, told)
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "")
+    names = {"__version__": value, "DeepSpeedEngine": SimpleNamespace(managed_gradient_accumulation=None)}
+    names["ops"] = SimpleNamespace(__compatible_ops__={})
+    if key:
+        monkeypatch.setenv(key, value)
+    else:
+        names["DeepSpeedEngine"] = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(**names) if key or value else None)
+    with pytest.raises(ConfigError, match=line):
+        shards.made("cpu", 1.0)
 
 
 def test_the_3b_recipe_is_checked_without_its_base_and_makes_two_steps_on_a_tiny_one(
@@ -134,8 +181,14 @@ def test_the_3b_recipe_is_checked_without_its_base_and_makes_two_steps_on_a_tiny
     for old, new in small_ones.items():
         edited(path, old, f"{old.split(' =')[0]} = {new}")
     assert check(path)["base"]["here"] is True
-    done = small.launched(path, "--out", tmp_path / "run", "--until", 2, **environment("zero3.yaml"))
-    assert done.returncode == 0, done.stderr
-    lines = train.read_metrics(tmp_path / "run" / train.METRICS)
-    assert [m["step"] for m in lines] == [1, 2]
-    assert all(m["grad_norm_infer"] > 0 < m["grad_norm_generate"] for m in lines)
+    runs = []
+    for settings in ("zero3.yaml", "deepspeed.yaml"):
+        out = tmp_path / settings
+        done = small.launched(path, "--out", out, "--until", 2, **environment(settings))
+        assert done.returncode == 0, done.stderr
+        lines = train.read_metrics(out / train.METRICS)
+        assert [m["step"] for m in lines] == [1, 2]
+        assert all(m["grad_norm_infer"] > 0 < m["grad_norm_generate"] for m in lines)
+        runs.append([m | {"seconds": 0.0} for m in lines])
+    for a, b in zip(*runs, strict=True):
+        assert a == pytest.approx(b, rel=5e-3, abs=5e-4)

@@ -287,7 +287,7 @@ class Joint(Trainer):
             weights = torch.cat([g.weights for g in groups])
             policy = objective.policy_loss(table, drawn, mask, weights, clip=j.ratio) * len(groups)
             kl = apart.sum() / j.group
-            ((policy + j.kl * kl) / people).backward()
+            self.team.backward((policy + j.kl * kl) / people, model)
         return float(kl.detach())
 
     def _imitate(self, groups: Sequence[Group]) -> dict[str, Any]:
@@ -312,7 +312,7 @@ class Joint(Trainer):
                 if dense and found.states is not None:
                     more = dense.loss(found.states, packs, [k for _, k in some]) * len(packs) / len(families)
                     apart += float(more.detach())
-                ((loss + (dense.weight if dense else 0.0) * more) / self.team.size).backward()
+                self.team.backward((loss + (dense.weight if dense else 0.0) * more) / self.team.size, model)
             total += float(loss.detach())
         return {"loss": total} | ({"dense": apart} if dense else {})
 
@@ -327,13 +327,13 @@ class Joint(Trainer):
         for k, some in enumerate(self._rounds(asked)):
             share = len(some) / whole if k * self.chunk < len(asked) else 0.0
             reference = self.references([t for _, t in some])
-            with self.roles.playing("generate"):
+            with self.roles.playing("generate") as model:
                 likely = self.likelihoods("generate", some)
                 found = likely[:, 0] - likely[:, 1] - reference
                 loss = objective.dpo_loss(found, j.beta, smoothing) * share
                 lengths = [len(prompts.reply_ids(self.reader.tokenizer, t.chosen)) for _, t in some]
                 nats = objective.anchor(likely[:, 0], torch.tensor(lengths, device=likely.device)) * share
-                (loss + j.anchor * nats).backward()
+                self.team.backward(loss + j.anchor * nats, model)
             total += float(loss.detach()) * size  # what all processes sum up to is the mean of these
             plain += float(nats.detach()) * size
             right += float(objective.wins(found.round(decimals=3)).mean()) * share * size

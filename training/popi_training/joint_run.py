@@ -11,6 +11,7 @@ from pathlib import Path
 from popi_edge.config import Settings
 from popi_edge.engines.adapter import Adapter
 from popi_edge.engines.onnx_graph import Shape
+from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256
 from popi_edge.models.gguf import Gguf
 from popi_training import base, filed, folder, shards, targets, warm
@@ -58,7 +59,13 @@ class Loaded:
     starts: dict[str, Adapter | None]
 
     def roles(self, recipe: Recipe, device: str) -> Roles:
-        """Both roles on it. Raises ModelError for weights that do not fit."""
+        """Both roles on it. Raises ModelError for weights that do not fit, ConfigError for an engine that cannot."""
+        whole = recipe.lora.full and recipe.train.optimizer == "adamw"
+        if several() and shards.wanted() == "deepspeed" and not whole:
+            raise ConfigError(
+                'DeepSpeed moves whole models by AdamW (lora.full = true, train.optimizer = "adamw"); for others take '
+                "training/accelerate/fsdp2.yaml or zero3.yaml"
+            )
         model = folder.load_model(self.path) if self.path.is_dir() else base.dequantized(self.path)
         if shards.wanted() and several():  # which puts each process's part where it belongs
             device = "cpu"

@@ -183,7 +183,7 @@ class Models:
     def load(self, states: States) -> None:
         for role, model in self.models.items():
             named, state = dict(model.named_parameters()), states.get(role, {})
-            if set(named) != set(state) or any(named[n].shape != v.shape for n, v in state.items()):
+            if set(named) != set(state) or any(shards.shape(named[n]) != v.shape for n, v in state.items()):
                 raise ModelError(f"what was saved of {role} is for another model")
             for name, value in state.items():
                 shards.put(named[name], value)

@@ -1,14 +1,15 @@
 """Models too large for one device: their weights, gradients and optimizer state shared out among the processes.
 
-PyTorch's own ``fully_shard`` (FSDP2; with ``fsdp_reshard_after_forward`` the partition of ZeRO stage 3, arXiv
-1910.02054), by the settings that ``accelerate launch --config_file`` hands to every process. A checkpoint holds whole
-arrays, so that a run can go on with another number of processes, or with one.
+By the settings that ``accelerate launch --config_file`` hands to every process: PyTorch's own ``fully_shard`` (FSDP2;
+with ``fsdp_reshard_after_forward`` the partition of ZeRO stage 3, arXiv 1910.02054), or DeepSpeed's ZeRO stage 3
+(``zero``). A checkpoint holds whole arrays, so that a run can go on with another number of processes, or with one.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,25 +18,57 @@ from torch.distributed.fsdp import FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from popi_edge.errors import ConfigError, ModelError
+from popi_training import optimizers
 
 
-def wanted() -> bool:
-    """Whether the launcher asked for sharding. Raises ConfigError for an engine that is not supported."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
-        raise ConfigError("DeepSpeed is not used here; training/accelerate/zero3.yaml has its stage 3 by FSDP2")
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+def wanted() -> Literal["", "fsdp", "deepspeed"]:
+    """The engine that the launcher asked to share models out, if it did."""
+    for engine in ("fsdp", "deepspeed"):
+        if os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "false").lower() in ("1", "true"):
+            return engine
+    return ""
 
 
-class Sharding:
+class Sharding(Protocol):
     """How models are shared out among the processes; gradients come out summed over them."""
 
-    def __init__(self, device: str) -> None:
+    def __call__(self, model: Any) -> None:
+        """Share a model out in place."""
+
+    def backward(self, loss: Any, model: Any) -> None:
+        """Add a loss's gradients to those of the model it came from."""
+
+    def clip(self, parameters: Iterable[Any]) -> float:
+        """Scale gradients whose norm is too large down, at the latest when they are used; what the norm was."""
+
+    def optimizer(self, kind: str, roles: Any, rates: dict[str, float], lr: float) -> Any:
+        """What moves the roles, in the shape of ``optimizers.made``."""
+
+
+def made(device: str, clip: float) -> Sharding | None:
+    """The engine that the launcher asked for, if any; ``clip``: the most that the norm of a role's gradients may be.
+    Raises ConfigError where it cannot be had."""
+    match wanted():
+        case "fsdp":
+            return Fsdp2(device, clip)
+        case "deepspeed":
+            from popi_training.zero import Zero3
+
+            return Zero3(device, clip)
+    return None
+
+
+class Fsdp2:
+    """``Sharding`` by PyTorch's ``fully_shard``."""
+
+    def __init__(self, device: str, clip: float) -> None:
         """Raises ConfigError for FSDP's first version."""
         from accelerate import FullyShardedDataParallelPlugin
 
         plugin = FullyShardedDataParallelPlugin()
         if plugin.fsdp_version != 2:
             raise ConfigError("fsdp_version must be 2: the first wraps parameters that several roles share")
+        self.most = clip
         self.reshard = bool(plugin.reshard_after_forward)
         self.offload: OffloadPolicy = plugin.cpu_offload
         self.mesh: DeviceMesh = init_device_mesh(device.partition(":")[0], (torch.distributed.get_world_size(),))
@@ -52,19 +85,42 @@ class Sharding:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
+    def backward(self, loss: Any, model: Any) -> None:
+        loss.backward()
+
+    def clip(self, parameters: Iterable[Any]) -> float:
+        return float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.most)))
+
+    def optimizer(self, kind: str, roles: Any, rates: dict[str, float], lr: float) -> Any:
+        return optimizers.made(kind, roles, rates, lr)
+
 
 def whole(tensor: Any) -> Any:
     """All of a tensor, of which this process may hold only a part; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def shape(parameter: Any) -> torch.Size:
+    """The shape of all of a parameter."""
+    found: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return found
+
+
 def array(parameter: Any) -> np.ndarray:
     """A copy of all of a parameter; every process must ask."""
+    if hasattr(parameter, "ds_id"):
+        from popi_training import zero
+
+        return zero.array(parameter)
     return np.array(whole(parameter.detach()).cpu().numpy())
 
 
 def put(parameter: Any, value: np.ndarray) -> None:
     """Give a parameter its values, of which a process may keep only its part."""
+    if hasattr(parameter, "ds_id"):
+        from popi_training import zero
+
+        return zero.put(parameter, value)
     with torch.no_grad():
         parameter.copy_(_like(torch.from_numpy(value), parameter))
 
@@ -78,7 +134,8 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     """Put the state of ``optimizer_state`` back. Raises ModelError for that of another optimizer."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [g["params"] for g in optimizer.param_groups]
+    parameters = getattr(optimizer, "parameters", None) or [p for group in groups for p in group]
     try:
         each = {i: {k: _moment(v, parameters[i]) for k, v in s.items()} for i, s in state["state"].items()}
         optimizer.load_state_dict({**state, "state": each})
@@ -90,7 +147,7 @@ def _moment(value: Any, parameter: Any) -> Any:
     """What an optimizer keeps of a parameter; its numbers are as many. Raises ValueError where they are not."""
     if not torch.is_tensor(value) or not value.dim():
         return value
-    if value.shape != parameter.shape:
+    if value.shape != shape(parameter):
         raise ValueError
     return _like(value, parameter)
 

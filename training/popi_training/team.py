@@ -8,6 +8,7 @@ reduction a step, whatever the number of backward passes and adapters). Where th
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -39,15 +40,15 @@ def join(device: str) -> Any:
 class Team:
     """``rank`` of ``size`` processes; the first of them is ``main``, which alone writes files."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        """Joins the others where a launcher started several. Raises ConfigError where accelerate is not installed."""
-        self.rank, self.size = 0, 1
+    def __init__(self, device: str = "cpu", clip: float = math.inf) -> None:
+        """Joins the others where a launcher started several; ``clip``: the most that the norm of a role's gradient may
+        be. Raises ConfigError where accelerate or the engine that is asked for is not installed."""
+        self.rank, self.size, self.most_norm = 0, 1, clip
         self.sharding: Sharding | None = None
         if several():
             state = join(device)
             self.rank, self.size = state.process_index, state.num_processes
-            if shards.wanted():
-                self.sharding = shards.Sharding(device)
+            self.sharding = shards.made(device, clip)
 
     @property
     def main(self) -> bool:
@@ -73,6 +74,19 @@ class Team:
         torch.distributed.all_reduce(flat)
         for p, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
             p.grad = part.view_as(p)
+
+    def backward(self, loss: Any, model: Any) -> None:
+        """Add a loss's gradients to those of the model it came from."""
+        if self.sharding:
+            self.sharding.backward(loss, model)
+        else:
+            loss.backward()
+
+    def clip(self, parameters: Iterable[Any]) -> float:
+        """Scale a role's gradients down to the most that their norm may be; what it was."""
+        if self.sharding:
+            return self.sharding.clip(parameters)
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.most_norm))
 
     def mean(self, line: Mapping[str, float]) -> dict[str, float]:
         """Of every figure the mean over the processes, which must have the same names in the same order."""

@@ -56,10 +56,11 @@ class Trainer(ABC):
     ) -> None:  # fmt: skip
         """``rates``: role that is trained → the learning rate that its schedule starts from."""
         self.recipe, self.reader, self.roles, self.made_from, self.device = recipe, reader, roles, made_from, device
-        self.team = Team(device)
+        self.team, engine = Team(device, recipe.train.clip), optimizers.made
         if self.team.sharding:
             roles.share_out(self.team.sharding)
-        self.optimizer = optimizers.made(recipe.train.optimizer, roles, dict(rates), recipe.train.lr)
+            engine = self.team.sharding.optimizer
+        self.optimizer = engine(recipe.train.optimizer, roles, dict(rates), recipe.train.lr)
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
         """The lowest loss on the development users, and the step it was seen at."""
@@ -98,8 +99,7 @@ class Trainer(ABC):
 
     def clipped(self, role: str, loss: float) -> float:
         """Clip a role's gradient, and return what its norm was. Raises ModelError where it or the loss is no number."""
-        norms = torch.nn.utils.clip_grad_norm_(self.roles.parameters(role), self.recipe.train.clip)
-        norm = float(shards.whole(norms))
+        norm = self.team.clip(self.roles.parameters(role))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ModelError(f"step {self.step}: the loss is not a number; a lower train.lr may help")
         return norm
