@@ -29,11 +29,16 @@ def several() -> bool:
 
 def join(device: str) -> Any:
     """Where this process stands among them: accelerate's ``PartialState``, which also makes a GPU of its own the
-    current one, so that it comes before anything is put there. Raises ConfigError where accelerate is not installed."""
+    current one, so that it comes before anything is put there. Raises ConfigError where accelerate, or DeepSpeed where
+    it is asked for, is not installed."""
     try:
         from accelerate import PartialState
     except ImportError:
         raise ConfigError("several processes need accelerate; run: pip install 'popi-edge[training]'") from None
+    if shards.wanted() == "deepspeed":
+        from popi_training import zero
+
+        zero.found(device)  # accelerate's own word for it missing is a traceback
     return PartialState(cpu=device == "cpu")
 
 

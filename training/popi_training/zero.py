@@ -22,7 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter beside its step."""
 
 
-def _deepspeed(device: str) -> Any:
+def found(device: str) -> Any:
     """DeepSpeed, for the device that trains: it looks for one when it is imported. Raises ConfigError without it, or
     for a version whose engines know no step of several backward passes."""
     os.environ.setdefault("DS_ACCELERATOR", device.partition(":")[0])
@@ -44,7 +44,7 @@ class Zero3:
         """Raises ConfigError without DeepSpeed, for another stage than the third, and for weights in 16 bits."""
         from accelerate import DeepSpeedPlugin
 
-        self.deepspeed, settings = _deepspeed(device), DeepSpeedPlugin().deepspeed_config
+        self.deepspeed, settings = found(device), DeepSpeedPlugin().deepspeed_config
         if settings["zero_optimization"]["stage"] != 3:
             raise ConfigError("zero_stage must be 3: weights that every process has whole are ddp.yaml's")
         if any(settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")):
