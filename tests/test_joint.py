@@ -17,16 +17,18 @@ import torch
 
 from popi_edge import config, prompts
 from popi_edge.errors import ConfigError
+from popi_edge.signals import Statement
 from popi_training import checking, joint, joint_run, parity, targets, train, warm
 from popi_training import recipe as recipes
 from popi_training.base import lora_parameters
 from popi_training.groups import Group, lengths
 from popi_training.joint import Joint
-from popi_training.people import Person, Target, leaks
+from popi_training.people import Person, Target
 from popi_training.rollout import Draw
 from popi_training.team import Team
 from tests import tiny as make
 from tests import tiny_training as small
+from tests.test_objective import COPIED, plain_leak
 from tests.test_train import edited as edit
 from tests.test_train import figures, settled
 from tests.test_transfer import tiny_base
@@ -162,18 +164,22 @@ def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path, i
     trainer = shaken(opened(folder, "simultaneous", ("[joint]", f"[joint]\nidentity = {identity}\nalike = 2")))
     groups = trainer.draw(trainer.make(0))
     assert {len(g.person.alike) for g in groups} == {2 if identity else 0}
+    first = groups[0]  # one of whose summaries says what they said
+    first.person = replace(first.person, signals=(*first.person.signals, Statement(text=f"I keep a {COPIED}.")))
+    first.texts[0] = f"Likes a {COPIED}."
     line = trainer.move_infer(groups)
     got = gradients(trainer, "infer")
     assert all(p.grad is None for p in trainer.roles.parameters("generate"))
     trainer.optimizer.zero_grad()
-    total, kls, told = torch.zeros(()), [], []
+    total, kls, told, leaking = torch.zeros(()), [], [], []
     for g in groups:
         t = g.person.targets[0]
         others = [trainer.reader.prompt(signals) for signals in g.person.alike]
         worth = []
         for z, d in zip(g.texts, g.draws, strict=True):
             m = float(ratio(trainer, "generate", z, t).detach() - ratio(trainer, "reference", "", t).detach())
-            cost = 0.05 * max(0, len(d.ids) - 4) + 2.0 * (not d.finished) + 2.0 * leaks(z, g.person.signals)
+            leaking.append(plain_leak(z, g.person.signals))
+            cost = 0.05 * max(0, len(d.ids) - 4) + 2.0 * (not d.finished) + 2.0 * leaking[-1]
             after = [behind(trainer, "infer", p, d)[range(len(d.ids)), d.ids] for p in (g.prompt, *others)]
             own, *theirs = [float(logprobs.sum().detach()) for logprobs in after]
             told.append(max(0.0, own - np.log(np.mean(np.exp(theirs)))) if others else 0.0)
@@ -188,6 +194,7 @@ def test_the_step_of_inference_is_the_policy_gradient_and_the_kl(folder: Path, i
             kls.append(float(torch.as_tensor(kl).detach()))
     total.backward()
     assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-3) and line["kl"] > 1e-4
+    assert line["leak"] == pytest.approx(np.mean(leaking)) and 0 < line["leak"] < 1
     assert line.get("identity", 0.0) == pytest.approx(np.mean(told), rel=1e-3)
     assert bool(identity) == (np.mean(told) > 1e-3) and (not identity or "identity" in line)
     for a, b in zip(got, gradients(trainer, "infer"), strict=True):
@@ -457,7 +464,12 @@ def test_both_roles_can_be_begun_from_and_are_kept_as_they_began(folder: Path) -
     assert all(torch.equal(p, kept[n]) for n, p in lora_parameters(roles.model, "start").items())
 
 
-def test_one_command_leaves_bundle_table_and_report(
+def _listing(path: Path) -> dict[str, tuple[str, dict[str, list[float]]]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["row"]: (row["text"], row["margins"]) for row in rows}
+
+
+def test_one_command_leaves_bundle_table_summaries_and_report(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "tiny.gguf"
@@ -482,8 +494,33 @@ def test_one_command_leaves_bundle_table_and_report(
     assert told["commit"].rstrip("+") == (head.stdout.strip() or "not known")
     page = Path(found["report"]).read_text("utf-8")
     assert page.count("<svg") + page.count("<img") and "oracle" in page
+    assert "No summaries from before" not in page and "there is no summaries.jsonl" not in page
+    listed = _listing(tmp_path / "run" / "eval" / "finish" / "summaries.jsonl")
+    assert _listing(tmp_path / "run" / "before.jsonl").keys() == listed.keys() and len(listed) == 4
+    on = path.read_text().replace("[lora]", f'[lora]\nstart = "{found["bundle"]}/infer.gguf"', 1)
+    on = on.replace("[lora]", f'[lora]\nstart_generate = "{found["bundle"]}/generate.gguf"', 1)
+    (tmp_path / "on.toml").write_text(on.replace('name = "small"', 'name = "on"'))
+    code, _, err = small.popi(
+        monkeypatch, capsys, "train", tmp_path / "on.toml", "--out", tmp_path / "on", "--finish", 4
+    )
+    assert code == 0, err
+    files = {p.name for p in (tmp_path / "on" / "bundle").iterdir()}
+    assert files == {"generate.gguf", "infer.gguf", "manifest.json"}
+    for row, (text, m) in _listing(tmp_path / "on" / "before.jsonl").items():  # it began as what the first run ended as
+        assert text == listed[row][0] and m["summary"] == pytest.approx(listed[row][1]["summary"], abs=1e-3)
     again = small.popi(monkeypatch, capsys, *words)
     assert again[0] == 0 and json.loads(again[1])["step"] == 2
+
+
+def test_the_progress_of_a_step_says_how_often_who_moves_is_right(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "told.toml"
+    path.write_text((folder / "recipe.toml").read_text().replace("simultaneous", "alternating"))
+    for until, shown, other in ((1, "accuracy", "dpo_accuracy"), (2, "dpo_accuracy", "accuracy")):  # φ, then θ
+        code, _, err = small.popi(monkeypatch, capsys, "train", path, "--out", tmp_path / "run", "--until", until)
+        assert code == 0 and re.search(rf"^training: 100%, .*[( ]{shown} [01]", err, re.M), err
+        assert f" {other} " not in err
 
 
 def test_the_parity_of_one_adapter_refuses_a_joint_run(

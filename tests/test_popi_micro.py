@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from popi_edge import config
+from popi_edge import config, prompts
+from popi_edge.engines.onnx import OnnxEngine
 from popi_edge.errors import ConfigError
+from popi_export import bundle
 from popi_training import arms, checking, popi_micro, train, world, world_eval, world_leak
 from popi_training import recipe as recipes
 from popi_training.joint import Joint
 from popi_training.people import Person
+from popi_training.rollout import rollout
 from tests import tiny_training as small
 from tests.test_train import edited, figures
 
@@ -287,6 +293,80 @@ def test_the_table_of_a_run_is_what_each_person_gives_alone(recipe: Path, tmp_pa
         assert table["conditions"][name]["accuracy"] == pytest.approx(np.mean(exact))
 
 
+def test_signals_in_context_and_models_that_learnt_nothing_are_conditions_too(recipe: Path, tmp_path: Path) -> None:
+    trainer = go_on(recipe, tmp_path / "run", 5)
+    table, after, before = world_eval.examined(trainer, "users", 3)
+    fresh, tokenizer = popi_micro.drawn(trainer.recipe, "cpu"), trainer.reader.tokenizer
+    person, _ = world.draw("1", "users")
+
+    def m(roles: Any, target: Any) -> float:
+        found = []
+        for role, signals in (("generate", person.signals), ("reference", None)):
+            with torch.no_grad(), roles.playing(role) as model:
+                context = prompts.generate_ids(tokenizer, target.prompt, signals=signals)
+                for reply in (target.chosen, target.rejected):
+                    ids = prompts.reply_ids(tokenizer, reply)
+                    logits = model(torch.tensor([context + ids])).logits[0].log_softmax(-1)
+                    found.append(sum(float(logits[len(context) + i - 1, t]) for i, t in enumerate(ids)))
+        return (found[0] - found[1]) - (found[2] - found[3])
+
+    each = len(person.targets)
+    listed = [row["margins"]["raw"][0] for row in after[each : 2 * each]]
+    assert listed == pytest.approx([m(trainer.roles, t) for t in person.targets], abs=2e-3)
+    untrained = [m(fresh, t) for t in person.targets]
+    assert all(abs(a - b) > 1e-3 for a, b in zip(listed, untrained, strict=True))
+    behind = world_eval._read(trainer, [person, world.opposite(person)], fresh)
+    assert behind.own.tolist() == pytest.approx(untrained, abs=2e-3)
+    with fresh.playing("infer") as model:
+        asked = [trainer.reader.prompt(person.signals)]
+        ((drawn,),) = rollout(model, trainer.reader, asked, group=1, temperature=0.0, mask=trainer.recipe.joint.mask)
+    assert world_eval.written(trainer, [person], "infer", fresh) == [trainer.said(drawn)]
+    tokens = len(tokenizer.encode(prompts.raw_system(person.signals, tokenizer)))
+    assert 0 < table["conditions"]["raw"]["tokens"] == table["conditions"]["raw_untrained"]["tokens"] < 3 * tokens
+    assert {t["a"] for t in table["tests"]} == {"summary", "raw", "oracle_summary"}
+    long = [len(tokenizer.encode(t.chosen)) - len(tokenizer.encode(t.rejected))
+            for i in range(3) for t in world.draw(str(i), "users")[0].targets]  # fmt: skip
+    assert table["baselines"]["longer"]["accuracy"] == np.mean([0.5 if n == 0 else n > 0 for n in long])
+    with trainer.roles.playing("start"):
+        assert [b["text"] for b in before] == [
+            z for z in world_eval.written(trainer, [world.draw(str(i), "users")[0] for i in range(3)], "start")
+            for _ in range(each)
+        ]
+
+
+def test_one_command_leaves_two_models_that_an_engine_opens_table_and_report(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    edited(recipe, "hidden = 32", "hidden = 64")  # heads of 8 are too small for ONNX Runtime
+    code, out, err = small.popi(monkeypatch, capsys, "train", recipe, "--out", run, "--finish", 2, "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    manifest = json.loads((run / "bundle" / "manifest.json").read_text())
+    seconds = sum(m["seconds"] for m in train.read_metrics(run / train.METRICS))
+    assert manifest["training"]["seed"] == recipes.read(recipe).seed
+    assert manifest["training"]["seconds"] == round(seconds) and manifest["training"]["commit"]
+    trainer = world_eval.open_trained(run)
+    person, _ = world.draw("0", "users")
+    ids, told = list(trainer.reader.prompt(person.signals)), list(trainer.reader.tokenizer.encode(person.oracle))
+    for role in ("infer", "generate"):
+        file = run / "bundle" / f"{role}.gguf"
+        assert bundle.entry(file) == manifest["roles"][role]
+        with torch.no_grad(), trainer.roles.playing(role) as model:
+            logits = model(torch.tensor([ids + told])).logits[0, len(ids) - 1 :].log_softmax(-1)
+            theirs = [float(logits[i, t]) for i, t in enumerate(told)]
+        with closing(OnnxEngine(file, adapters={})) as engine:
+            (found,) = engine.score(ids, [told])
+            assert found.total == pytest.approx(sum(theirs), abs=1e-3)
+    page = Path(made["report"]).read_text("utf-8")
+    assert "No summaries from before" not in page and "there is no summaries.jsonl" not in page
+    said = json.loads((run / "eval" / "finish" / "summaries.jsonl").read_text().splitlines()[0])["text"]
+    began = json.loads((run / "before.jsonl").read_text().splitlines()[0])["text"]
+    assert html.escape(said) in page and html.escape(began) in page
+    code, _, err = small.popi(monkeypatch, capsys, "bundle", "verify", run / "bundle")
+    assert code == 1 and err.count("\n") == 1
+
+
 def test_the_command_evaluates_a_run_in_its_world(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,7 +379,10 @@ def test_the_command_evaluates_a_run_in_its_world(
     assert code == 2 and "its own world, without --data, --format" in err
     listing = tmp_path / "listing.jsonl"
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--limit", 2, "--summaries", listing)
-    assert code == 2 and "without --summaries" in err and not listing.exists()  # it was ignored, with exit code 0
+    rows = [json.loads(line) for line in listing.read_text().splitlines()]
+    assert code == 0 and len(rows) == found["pairs"] and len({r["row"] for r in rows}) == len(rows)
+    own = np.array([r["margins"]["summary"][0] for r in rows])
+    assert np.mean(np.where(own == 0, 0.5, own > 0)) == pytest.approx(found["conditions"]["summary"]["accuracy"])
     monkeypatch.setattr(world_eval, "open_trained", lambda *_: pytest.fail("it was evaluated"))
     (tmp_path / "file").write_text("")
     code, _, err = small.popi(monkeypatch, capsys, "eval", tmp_path / "run", "--out", tmp_path / "file" / "out")

@@ -56,6 +56,8 @@ OURS = {
     "50fed9b0e648aa0965cbd28db02c6ae0916942a9895bb6ac50601f31d0dc6530": "joint-269, generate",
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
+BEGAN = {"infer": "start", "generate": "reference"}
+"""Under which role a checkpoint keeps what each role began as."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
 Judge = Callable[[Mapping[str, Path]], Mapping[str, Any]]
 Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -70,6 +72,8 @@ class Checkpoint:
     step: int
     made_from: Mapping[str, str]
     layers: Mapping[str, Layers]
+    began: Mapping[str, Layers]
+    """The same of the adapters that a joint run began with, where it did not begin with the base alone."""
     base: Base
     file: Path
     commit: str
@@ -104,12 +108,14 @@ def read(path: Path, settings: Settings) -> Checkpoint:
         raise ModelError(f"{path} was trained on another file than {base.name}'s")
     file = locate(base.name, settings.models)
     layers = {role: lora_layers(arrays) for role, arrays in state["adapters"].items()}
-    trained = {role: found for role, found in layers.items() if any(b.any() for _, b in found.values())}
-    commit, seconds = _history(folder, state["step"])
-    return Checkpoint(recipe, state["step"], state["made_from"], trained, base, file, commit, seconds)
+    moved = {role: found for role, found in layers.items() if any(b.any() for _, b in found.values())}
+    trained = {role: moved[role] for role in ROLES if role in moved}
+    began = {role: moved[kept] for role, kept in BEGAN.items() if kept in moved}
+    commit, seconds = history(folder, state["step"])
+    return Checkpoint(recipe, state["step"], state["made_from"], trained, began, base, file, commit, seconds)
 
 
-def _history(folder: Path, step: int) -> tuple[str, float]:
+def history(folder: Path, step: int) -> tuple[str, float]:
     """Which code a run was made by, and the seconds of its steps up to ``step``, as far as its folder says it."""
     metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.exists() else []
@@ -263,19 +269,26 @@ def _manifest(
 
 def training(checkpoint: Checkpoint) -> dict[str, Any]:
     """How a run made its adapters, for a manifest."""
-    recipe = checkpoint.recipe
+    c = checkpoint
+    return made_by(c.recipe, c.step, c.made_from, c.commit, c.seconds)
+
+
+def made_by(
+    recipe: recipes.Recipe, step: int, made_from: Mapping[str, str], commit: str, seconds: float
+) -> dict[str, Any]:
+    """How a run made its models after so many steps, for a manifest."""
+    whole = recipe.data.world or recipe.lora.full
     return {
         "recipe": recipe.name,
         "method": recipe.method,
         "seed": recipe.seed,
-        "steps": checkpoint.step,
-        "seconds": round(checkpoint.seconds),
-        "commit": checkpoint.commit,
+        "steps": step,
+        "seconds": round(seconds),
+        "commit": commit,
         "planned_steps": recipe.train.steps,
-        "rank": recipe.lora.rank,
-        "alpha": recipe.lora.alpha,
+        **({} if whole else {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha}),
         **({"schedule": recipe.joint.schedule} if recipe.method == "joint" else {}),
-        "made_from": dict(checkpoint.made_from),
+        "made_from": dict(made_from),
         "exported_with": versions(PACKAGES),
     }
 

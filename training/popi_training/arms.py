@@ -173,7 +173,9 @@ def summary(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str])
     out = []
     for k, part in enumerate(world_eval.PARTS):
         first = arms[0]
-        names = [n for n in found[f"{seeds[0]}/{first}"][k]["conditions"] if n not in ("summary", "warm_in_joint")]
+        tables = [found[f"{s}/{first}"][k]["conditions"] for s in seeds]
+        shared = [n for n in tables[0] if all(n in table for table in tables)]  # an older program's have fewer
+        names = [n for n in shared if n not in ("summary", "warm_in_joint")]
         wanted = [(n, first, n) for n in names] + [(arm, arm, "summary") for arm in arms]
         wanted += [(f"warm_in_{arm}", arm, "warm_in_joint") for arm in arms]
         for name, arm, condition in wanted:
@@ -185,6 +187,8 @@ def summary(found: Mapping[str, Any], seeds: Sequence[int], arms: Sequence[str])
             none = float(np.mean([t["conditions"]["none"]["accuracy"] for t in tables]))
             top = float(np.mean([t["conditions"]["bayes"]["accuracy"] for t in tables]))
             entry["gap_closed"] = gap_closed(entry["accuracy"], none, top)
+            poles = [t["f1"].get(condition) for t in tables]
+            entry["f1"] = None if None in poles else float(np.mean(poles))
             entry["seeds"] = [round(t["conditions"][condition]["accuracy"], 4) for t in tables]
             out.append(entry)
     return out

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ FORMATS = ("alignx", "onestopenglish", "corpus")
 HALVES = ("dev", "final", "all")
 MOST_PEOPLE = 100_000
 """Of the controlled world, that are drawn for one table."""
-IN_WORLD = ("limit", "seed", "out", "home", "as_json")
+IN_WORLD = ("limit", "seed", "out", "summaries", "home", "as_json")
 """Options of ``popi eval`` that a run of the controlled world takes."""
 
 
@@ -140,10 +141,12 @@ def evaluate(
         if limit is not None and limit > MOST_PEOPLE:
             raise ConfigError(f"limit is {limit}; of the controlled world at most {MOST_PEOPLE:,} people are drawn")
         refuse_unwritable(*kept)
-        found, shown = in_world(trained, limit, seed)
+        found = in_world(trained, limit, seed)
+        if summaries is not None:
+            run.write_listing(summaries, found.after)
         if out is not None:
-            write_json(out / "result.json", found)
-        app.emit(found, shown)
+            write_json(out / "result.json", found.result)
+        app.emit(found.result, found.text)
         return
     if data is None or format_ is None:
         raise click.UsageError("--data and --format say what to evaluate on")
@@ -178,17 +181,30 @@ def of_world(run: Path) -> bool:
     return recipes.read(run / "recipe.toml").data.world
 
 
-def in_world(run: Path, users: int | None, seed: int) -> tuple[dict[str, Any], str]:
-    """Every test part of the world, and the tables for reading; the object is that of the first part, with all of them
-    under ``parts``."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A result, its table for reading, and the summaries after training and before, as they are listed."""
+
+    result: dict[str, Any]
+    text: str
+    after: list[dict[str, Any]]
+    before: list[dict[str, Any]]
+
+
+def in_world(run: Path, users: int | None, seed: int) -> Evaluated:
+    """Every test part of the world; result and summaries are those of the first, with all tables under ``parts``."""
     from popi_training.cli_train import require
 
     require()
     from popi_training import world_eval
 
     trainer = world_eval.open_trained(run)
-    tables = [world_eval.evaluate(trainer, part, users or 400, seed=seed) for part in world_eval.PARTS]
-    return tables[0] | {"step": trainer.step, "parts": tables}, "\n".join(map(world_eval.text, tables))
+    (table, after, before), *rest = (
+        world_eval.examined(trainer, part, users or 400, seed=seed) for part in world_eval.PARTS
+    )
+    tables = [table, *(other for other, _, _ in rest)]
+    result = table | {"step": trainer.step, "parts": tables}
+    return Evaluated(result, "\n".join(map(world_eval.text, tables)), after, before)
 
 
 def _evaluated(
@@ -209,14 +225,18 @@ def _evaluated(
         )
 
 
-def on_corpus(app: App, bundle: Path, corpus: Path, rows: int) -> tuple[dict[str, Any], str]:
-    """So many rows of a corpus' held-out prompts, drawn by seed 0, and the table for reading."""
+def on_corpus(app: App, bundle: str, corpus: Path, rows: int, before: str) -> Evaluated:
+    """So many rows of a corpus' held-out prompts, drawn by seed 0, by a bundle and, the summaries alone, by what it
+    began as."""
     from popi_training.evaluate import report
+    from popi_training.evaluate.conditions import CONDITIONS
     from popi_training.evaluate.data import load
 
-    result, _ = _evaluated(app, load(corpus, "corpus", limit=rows, part="prompts"), str(bundle))
+    data = load(corpus, "corpus", limit=rows, part="prompts")
+    result, after = _evaluated(app, data, bundle)
     result |= {"half": "all", "limit": rows}
-    return result, report.text(result)
+    others = [c for c in CONDITIONS if c != "summary"]
+    return Evaluated(result, report.text(result), after, _evaluated(app, data, before, without=others)[1])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import importlib.util
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from popi_training.evaluate.report import aligned
 from popi_training.runfolder import METRICS, RECIPE, RUN, differences, read_metrics, read_run
 
 if TYPE_CHECKING:
+    from popi_training import cli
     from popi_training.recipe import Recipe
 
 NEEDED = ("torch", "transformers", "peft")
@@ -132,32 +134,54 @@ def _refuse_finish(recipe: Recipe, where: Path, run: Path) -> None:
         if recipe.lora.full:
             raise ConfigError(f"{where}: lora.full: --finish makes a bundle, which holds adapters and no whole models")
         load(warm.corpus_folder(recipe, where), "corpus", limit=2, part=PROMPTS)
-        bundle.refuse_taken(run / "bundle", force=True)
+    bundle.refuse_taken(run / "bundle", force=True)
     report.refuse(run / "report", force=True)
 
 
 def _finish(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> dict[str, str]:
-    """Bundle, table and report of a run that is done, in its folder; what is there already is made anew."""
-    from popi_export import bundle
-    from popi_training import cli, report, report_sources, warm
+    """Bundle, table, summaries and report of a run that is done, in its folder; what is there already is made anew."""
+    from popi_training import cli, report, report_sources
     from popi_training.evaluate.journal import write_json
+    from popi_training.evaluate.run import write_listing
 
-    made = {}
+    out = run / "bundle"
     if recipe.data.world:
-        result, text = cli.in_world(run, rows, 0)
+        from popi_export import whole
+
+        whole.export(run, out, name=recipe.name, version=f"0.0.{_run(run)['step']}")
+        found = cli.in_world(run, rows, 0)
     else:
-        read, out = bundle.read(run, app.settings), run / "bundle"
-        bundle.export(read, out, app.settings, name=recipe.name, version=f"0.0.{read.step}", force=True)
-        made["bundle"] = str(out)
-        result, text = cli.on_corpus(app, out, warm.corpus_folder(recipe, where), rows)
-    app.note(text)
-    table = run / "eval" / "finish" / report_sources.RESULT
-    write_json(table, result)
+        found = _on_corpus(app, recipe, where, run, rows)
+    app.note(found.text)
+    folder = run / "eval" / "finish"
+    write_json(folder / report_sources.RESULT, found.result)
+    write_listing(folder / report_sources.LISTING, found.after)
+    write_listing(run / report_sources.BEFORE, found.before)
     written = report.write(report.made(report_sources.read(run, (), None))[0], run / "report")
-    return made | {"table": str(table), "report": str(next(p for p in written if p.suffix == ".html"))}
+    return {
+        "bundle": str(out),
+        "table": str(folder / report_sources.RESULT),
+        "report": str(next(p for p in written if p.suffix == ".html")),
+    }
 
 
-TOLD = ("loss", "reward", "accuracy", "kl", "length", "leak", "identity", "contrast")
+def _on_corpus(app: App, recipe: Recipe, where: Path, run: Path, rows: int) -> cli.Evaluated:
+    """A run's bundle, made in its folder, and what the run began as, on held-out prompts of its corpus."""
+    from popi_export import bundle
+    from popi_training import cli, warm
+
+    read, out = bundle.read(run, app.settings), run / "bundle"
+    bundle.export(read, out, app.settings, name=recipe.name, version=f"0.0.{read.step}", force=True)
+    with tempfile.TemporaryDirectory(prefix="popi-began-") as folder:
+        before = recipe.base.name
+        if "infer" in read.began:
+            before = str(Path(folder) / "bundle")
+            began = replace(read, step=0, layers=read.began)
+            bundle.export(began, Path(before), app.settings, name=recipe.name, version="0.0.0")
+        return cli.on_corpus(app, str(out), warm.corpus_folder(recipe, where), rows, before)
+
+
+TOLD = ("loss", "reward", "accuracy", "dpo_accuracy", "kl", "length", "leak", "identity", "contrast")
 """The figures of a step that its progress shows."""
 
 

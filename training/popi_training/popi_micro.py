@@ -60,12 +60,17 @@ def phrases() -> list[str]:
 
 
 @functools.cache
+def words() -> tuple[list[str], list[str], list[int]]:
+    """The world's vocabulary, as ``micro.write`` takes it."""
+    return micro.vocabulary(world.vocabulary_texts(), VOCABULARY, phrases())
+
+
+@functools.cache
 def reader() -> warm.Reader:
     """The tokenizer of the world under the prompt contract, read as a device would from a GGUF file."""
-    words = micro.vocabulary(world.vocabulary_texts(), VOCABULARY, phrases())
     with tempfile.TemporaryDirectory(prefix="popi-micro-") as folder:
         path = Path(folder) / "words.gguf"
-        micro.write(path, micro.untrained(len(words[0]), 0), words)
+        micro.write(path, micro.untrained(len(words()[0]), 0), words())
         return warm.Reader.of(path)
 
 
@@ -154,20 +159,25 @@ def couple(index: int) -> list[Person]:
     return [person, world.opposite(person)]
 
 
+def drawn(recipe: Recipe, device: str) -> Models:
+    """Both models as the recipe's seed draws them: what training begins with."""
+    size = len(reader().tokenizer)
+    return Models(*(micro.untrained(size, 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)))
+
+
 def open_run(recipe: Recipe, device: str) -> Joint:
     """Both models, drawn by the recipe's seed, and the world. Raises ConfigError in several processes: the people of a
     step that warms up cannot be shared out evenly."""
     if several():
         raise ConfigError("the controlled world is trained in one process")
-    read = reader()
-    models = [micro.untrained(len(read.tokenizer), 2 * recipe.seed + k, recipe.scratch).to(device) for k in range(2)]
+    models = drawn(recipe, device)
     made = {
         "recipe": recipe_hash(recipe),
         "world": digest([dict(world.WORLD), asdict(recipe.scratch), json.loads(json.dumps(world.SEEDS))]),
         **({"device": device} if device != "cpu" else {}),
     }
-    joint = Joint(recipe, read, Models(*models), functools.partial(people, recipe), couple, made, device)
+    joint = Joint(recipe, reader(), models, functools.partial(people, recipe), couple, made, device)
     joint.at_once = AT_ONCE
     if recipe.joint.dense:
-        joint.dense = Dense(recipe.joint.dense, read.tokenizer.encode(END)[0])
+        joint.dense = Dense(recipe.joint.dense, reader().tokenizer.encode(END)[0])
     return joint

@@ -6,6 +6,9 @@ Conditions, each with accuracy (m > 0, ties ½) and contrast (m under the own su
 opposite person, on the same pair), intervals clustered by person:
 
     none               the trained generator without a summary
+    raw                the same with the signals themselves before it, which it was never taught to read
+    raw_untrained      the generator as it was drawn, with the signals before it
+    untrained_summary  what the inference model as it was drawn writes, under the trained generator
     warm_summary       the warm start's summary under the generator of the warm start
     warm_in_joint      the same summary under the trained generator
     summary            the trained pair
@@ -19,7 +22,8 @@ opposite person, on the same pair), intervals clustered by person:
 
 ``gap_closed`` is (value − none)/(bayes − none), ½ standing for none in contrast. ``worth`` is the reward less the
 costs of its recipe (nats; ``popi_training.objective``), here of the likeliest summary: what the joint phase maximizes,
-without what it pays for moving away from the warm start (``kl``) and for identity.
+without what it pays for moving away from the warm start (``kl``) and for identity. ``f1``: of the poles named against
+those wanted. ``tests``: paired differences between conditions. ``baselines``: the longer reply.
 """
 
 from __future__ import annotations
@@ -28,21 +32,25 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from popi_edge import config
+from popi_edge import config, prompts
 from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
-from popi_training import objective, train, world
+from popi_training import objective, popi_micro, train, world
 from popi_training import recipe as recipes
-from popi_training.evaluate.metrics import Outcome, Values, entry, gap_closed
+from popi_training.evaluate.conditions import CONDITIONS
+from popi_training.evaluate.metrics import Outcome, Values, comparisons, entry, gap_closed, longer
+from popi_training.evaluate.run import short_margins
 from popi_training.joint import Joint
+from popi_training.loss import pair_logprobs
 from popi_training.people import Person
+from popi_training.roles import Roles
 from popi_training.rollout import rollout
 from popi_training.runfolder import RECIPE
 
@@ -63,12 +71,12 @@ def open_trained(run: Path) -> Joint:
 
 
 @torch.no_grad()
-def written(trainer: Joint, people: Sequence[Person], role: str) -> list[str]:
-    """The likeliest summary of everybody, by ``infer`` or by ``start``."""
+def written(trainer: Joint, people: Sequence[Person], role: str, roles: Roles | None = None) -> list[str]:
+    """The likeliest summary of everybody, by ``infer`` or by ``start`` of the trainer's roles, or of others."""
     said: list[str] = []
     for i in range(0, len(people), TOGETHER):
         asked = [trainer.reader.prompt(p.signals) for p in people[i : i + TOGETHER]]
-        with trainer.roles.playing(role) as model:
+        with (roles or trainer.roles).playing(role) as model:
             drawn = rollout(model, trainer.reader, asked, group=1, temperature=0.0, mask=trainer.recipe.joint.mask)
         said += [trainer.said(d) for (d,) in drawn]
     return said
@@ -86,6 +94,16 @@ def margins(trainer: Joint, people: Sequence[Person], texts: Sequence[str], role
 
 def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: int | None = None) -> dict[str, Any]:
     """The table of a part's first users; ``signals``: so many each (default: as drawn)."""
+    return examined(trainer, part, users, seed=seed, signals=signals)[0]
+
+
+Listing = list[dict[str, Any]]
+
+
+def examined(
+    trainer: Joint, part: str, users: int, *, seed: int = 0, signals: int | None = None
+) -> tuple[dict[str, Any], Listing, Listing]:
+    """The same, and its summaries after training and before, a line for each target, as ``popi eval`` lists them."""
     drawn = [world.draw(str(i), part, signals) for i in range(users)]
     own, truth = [p for p, _ in drawn], [theta for _, theta in drawn]
     both = [*own, *(world.opposite(p) for p in own)]
@@ -93,8 +111,10 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     posterior = [law.posterior(p.signals, part) for p in own]
     best = law.summaries(np.array(posterior))
     summary, warm = written(trainer, both, "infer"), written(trainer, both, "start")
+    fresh = popi_micro.drawn(trainer.recipe, trainer.device)
     said: dict[str, list[str]] = {
         "none": [""] * 2 * users,
+        "untrained_summary": written(trainer, both, "infer", fresh),
         "warm_in_joint": warm,
         "summary": summary,
         "shuffled_summary": [*summary[1:], summary[0]],
@@ -105,12 +125,14 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     said["constant_summary"] = [_constant(trainer, own, summary[:users])] * 2 * users
     found = {name: _outcome(trainer, own, texts) for name, texts in said.items()}
     found["warm_summary"] = _outcome(trainer, own, warm, "reference")
+    found |= {"raw": _read(trainer, both, trainer.roles), "raw_untrained": _read(trainer, both, fresh)}
     found["bayes"] = _predicted(own, posterior)
     found["bayes_any"] = _predicted(own, [law.posterior(p.signals, "any") for p in own])
     clusters = [p.id for p in own for _ in p.targets]
     length = {name: [len(trainer.reader.tokenizer.encode(t)) for t in texts[:users]] for name, texts in said.items()}
     length["warm_summary"] = length["warm_in_joint"]
     worths = {name: _worth(trainer, found[name], tokens) for name, tokens in length.items()}
+    length |= {name: found[name].tokens.tolist() for name in ("raw", "raw_untrained")}
     conditions: dict[str, dict[str, Any]] = {
         name: entry(o.right, clusters, seed) | entry(o.beats, clusters, seed, "contrast")
         | {"tokens": float(np.mean(length.get(name, 0)))}
@@ -119,7 +141,7 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
     for name, worth in worths.items():
         conditions[name] |= entry(worth, clusters, seed, "worth")
     none = {"accuracy": conditions["none"]["accuracy"], "contrast": 0.5}
-    return {
+    table = {
         "part": part,
         "signals": signals,
         "conditions": conditions,
@@ -128,6 +150,8 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
             for name, c in conditions.items()
             if name != "none"
         },
+        "baselines": {"longer": _longer(trainer, own, clusters, seed)},
+        "tests": comparisons(found, clusters, seed=seed),
         "users": users,
         "pairs": len(clusters),
         "prompts": len({t.prompt for p in own for t in p.targets}),
@@ -136,6 +160,23 @@ def evaluate(trainer: Joint, part: str, users: int, *, seed: int = 0, signals: i
         "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
         "worth_rows": {n: [round(float(v), 4) for v in worths[n]] for n in ("summary", "warm_summary")},
     }
+    after = _listed(part, own, summary, length["summary"], {n: found[n] for n in CONDITIONS})
+    return table, after, _listed(part, own, warm, length["warm_summary"], {"summary": found["warm_summary"]})
+
+
+def _listed(
+    part: str, own: Sequence[Person], texts: Sequence[str], tokens: Sequence[float], found: Mapping[str, Outcome]
+) -> Listing:
+    rows = [(i, k, p) for i, p in enumerate(own) for k in range(len(p.targets))]
+    margins = [
+        {name: short_margins(float(o.own[n]), float(o.other[n])) for name, o in found.items()}
+        for n in range(len(rows))
+    ]
+    return [
+        {"row": f"{part}:{i}:{k}", "cluster": p.id, "persona": part, "profile": False, "status": "draft",
+         "tokens": tokens[i], "text": texts[i], "margins": m}
+        for (i, k, p), m in zip(rows, margins, strict=True)
+    ]  # fmt: skip
 
 
 def _predicted(own: Sequence[Person], posteriors: Sequence[world.Values]) -> Outcome:
@@ -143,6 +184,42 @@ def _predicted(own: Sequence[Person], posteriors: Sequence[world.Values]) -> Out
     certain = [law.predict(q, t) - 0.5 for p, q in zip(own, posteriors, strict=True) for t in p.targets]
     sure = np.array(certain).round(9)
     return Outcome(sure, -sure, np.zeros(len(sure)))
+
+
+def _read(trainer: Joint, both: Sequence[Person], roles: Roles) -> Outcome:
+    """People's targets behind their own signals, and behind those of the second half, who are their opposites."""
+    users = len(both) // 2
+    ours, theirs = (_behind(trainer, both[:users], both[k : k + users], roles) for k in (0, users))
+    read = trainer.reader.tokenizer
+    tokens = [len(read.encode(prompts.raw_system(p.signals, read))) for p in both[:users] for _ in p.targets]
+    return Outcome(ours, theirs, np.array(tokens, np.float64))
+
+
+@torch.no_grad()
+def _behind(trainer: Joint, people: Sequence[Person], others: Sequence[Person], roles: Roles) -> np.ndarray:
+    """m of everybody's targets behind another's signals, [people × targets], by ``generate`` of those roles."""
+    tokenizer = trainer.reader.tokenizer
+    asked = [(other.signals, t) for p, other in zip(people, others, strict=True) for t in p.targets]
+    found = []
+    for role, told in (("generate", True), ("reference", False)):
+        contexts = [prompts.generate_ids(tokenizer, t.prompt, signals=s if told else None) for s, t in asked]
+        replies = [(prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in asked]
+        with roles.playing(role) as model:
+            likely = [
+                pair_logprobs(model, contexts[i : i + TOGETHER], replies[i : i + TOGETHER], TOGETHER)
+                for i in range(0, len(asked), TOGETHER)
+            ]
+        found.append(torch.cat(likely))
+    m = (found[0][:, 0] - found[0][:, 1]) - (found[1][:, 0] - found[1][:, 1])
+    return m.double().numpy()
+
+
+def _longer(trainer: Joint, own: Sequence[Person], clusters: Sequence[str], seed: int) -> dict[str, float | None]:
+    """What who knows nobody has by the longer reply, in tokens."""
+    encode = trainer.reader.tokenizer.encode
+    right = longer([(len(encode(t.chosen)), len(encode(t.rejected))) for p in own for t in p.targets])
+    nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
+    return entry(right, clusters, seed) | nobody
 
 
 def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: str = "generate") -> Outcome:
