@@ -26,9 +26,10 @@ from popi_edge.summarize import Decoding
 from popi_training import compare
 from popi_training.cli import Meter, evaluate
 from popi_training.evaluate import report, run
-from popi_training.evaluate.conditions import CONDITIONS, draw_donors
+from popi_training.evaluate.conditions import CONDITIONS, draw_donors, user_signals
 from popi_training.evaluate.data import HISTORY, Dataset, load
 from popi_training.evaluate.journal import UNITS, Journal
+from popi_training.people import leaks
 from tests.tiny import TEMPLATE
 
 PLAIN = [c for c in CONDITIONS if c != "untrained_summary"]
@@ -132,6 +133,22 @@ def evaluated(data: Dataset, toy: Toy, journal: Journal | None = None, **options
     return run.evaluate(data, pair, journal or Journal(), advance=quiet, **options)[0]
 
 
+def test_a_summary_as_long_as_may_be_and_one_that_repeats_its_signals_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(tmp_path)
+    limit, repeated = prompts.spec()["limits"]["summary_tokens"], "violet ladders and a cactus beside the piano"
+    choice = replace(data.rows[0].signals[0], chosen=f"I dreamt of {repeated} again.")
+    data = replace(data, rows=(replace(data.rows[0], signals=(choice, *data.rows[0].signals[1:])), *data.rows[1:]))
+    said = [{"text": repeated, "tokens": limit, "status": "draft"}]
+    said += [{"text": "Warm.", "tokens": 2, "status": "draft"}] * 11
+    monkeypatch.setattr(run, "summarize_all", lambda *_, **__: said)
+    result = evaluated(data, Toy())
+    assert leaks(repeated, user_signals(data.rows[0], False)) > 0
+    assert (result["truncated"], result["leak_rate"]) == (1 / 12, 1 / 12)
+    assert "as long as may be 0.08, with words in a row of the signals 0.08." in report.text(result | {"half": "all"})
+
+
 def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     result = evaluated(data, Toy())
@@ -151,6 +168,12 @@ def test_every_figure_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     assert result["baselines"]["longer"]["accuracy"] == pytest.approx((1 * 4 + 0.5 * 8) / 12)
     assert result["distinct_summaries"] == 2
     assert result["statuses"] == {"draft": 12}
+    limit = prompts.spec()["limits"]["summary_tokens"]
+    pair = run.Pair(Toy(), model="toy")  # type: ignore[arg-type]
+    said = run.summarize_all(data.rows, pair, Journal(), profile=False, advance=quiet)
+    assert result["truncated"] == sum(s["tokens"] >= limit for s in said) / 12 == 0
+    found = [leaks(s["text"], user_signals(r, False)) > 0 for r, s in zip(data.rows, said, strict=True)]
+    assert result["leak_rate"] == sum(found) / 12
     assert (result["pairs"], result["prompts"], result["users"]) == (12, 6, 12)
 
 

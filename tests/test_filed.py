@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +15,9 @@ import pytest
 from popi_edge import config
 from popi_edge.errors import ConfigError
 from popi_edge.models.bases import file_sha256
-from popi_training import corpus, filed, train
+from popi_training import corpus, datasets, filed, train
 from popi_training import recipe as recipes
+from tests import tiny as make
 from tests import tiny_training as small
 from tests.test_train import edited
 
@@ -98,8 +103,98 @@ def test_a_run_trains_on_it_and_remembers_the_file(path: Path, tmp_path: Path) -
 def test_check_says_what_it_would_be_trained_on(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check", "--json")
+    found, people = json.loads(out), filed.load(recipes.read(path), path).train
+    base, source = recipes.read(path).base, found["source"]
+    assert code == 0 and found["base"] == {"name": base.name, "sha256": base.sha256, "here": True}
+    assert found["licences"] == {"data": "not known", "base": "not known to popi"} and found["start"] == {}
+    counts = (len(people), sum(len(p.signals) for p in people), sum(len(p.targets) for p in people))
+    assert (source["people"], source["signals"], source["pairs"]) == counts
+    _, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert f"joint of both on {base.name} (not known to popi)\n" in out
+    people_line = "roleplay.jsonl (roleplay): {:,} people with {:,} signals, {:,} pairs (licence: not known)"
+    assert people_line.format(*counts) in out and "for development" in out
+
+
+def test_check_names_the_adapters_that_it_starts_from(
+    path: Path, tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make.adapter(path.parent / "start.gguf", tiny[1].config, seed=1, rank=2, alpha=4.0)
+    edited(path, "alpha = 4.0", 'alpha = 4.0\nstart_generate = "start.gguf"')
+    _, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert f"starts from  the generate adapter {file_sha256(path.parent / 'start.gguf')[:12]}\n" in out
+    edited(path, "rank = 2", "rank = 3")
+    code, _, err = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert code == 1 and "lora.start_generate has rank 2" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("apart", "corpus", "says"),
+    [
+        (False, True, "no evaluation file was named (data.apart): what is trained on was compared only with what our"),
+        (False, False, "no evaluation file was named (data.apart): what is trained on was compared with nothing"),
+        (True, True, "nothing that our own corpus holds out and no evaluation prompt of other is trained on"),
+        (True, False, "no evaluation prompt of other is trained on"),
+    ],
+)
+def test_check_says_what_it_was_compared_with(
+    path: Path, apart: bool, corpus: bool, says: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small.corpus(path.parent / "other")
+    monkeypatch.setattr(filed, "corpus_here", lambda: corpus)
+    if apart:
+        edited(path, "[lora]", 'apart = "other"\napart_format = "corpus"\n[lora]')
     code, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check")
-    assert code == 0 and "roleplay.jsonl (roleplay)" in out and "licence: not known" in out and "held out" in out
+    assert code == 0 and out.splitlines()[-1].startswith(says) and "nothing that is held out" not in out
+
+
+# A public name --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def hub(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The recipe asks for a public name; ``datasets`` is a stand-in, which notes what is downloaded."""
+    rows = [json.loads(line) for line in (path.parent / "roleplay.jsonl").read_text().splitlines()]
+    asked: list[str] = []
+
+    class Table(list[Any]):
+        info = SimpleNamespace(license="cc-by-4.0")
+
+    def load_dataset(name: str, split: str) -> Table:
+        asked.append(f"{name} {split}")
+        return Table(rows)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    edited(path, "roleplay.jsonl", datasets.PUBLIC["roleplay"].upper())
+    return asked
+
+
+def test_a_public_name_is_downloaded_where_the_recipe_says_so(
+    path: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = filed.load(replace(recipes.read(path), data=recipes.Data(file="roleplay.jsonl")), path)
+    code, out, err = small.popi(monkeypatch, capsys, "train", path, "--check")
+    assert (code, out, hub) == (1, "", []) and err.count("\n") == 1
+    assert "data.file: sher222/persona-iterative-responses is downloaded only with data.download = true; or" in err
+    edited(path, "[lora]", "download = true\n[lora]")
+    code, out, _ = small.popi(monkeypatch, capsys, "train", path, "--check", "--json")
+    assert code == 0 and json.loads(out)["licences"]["data"] == "cc-by-4.0"
+    found = filed.load(recipes.read(path), path)
+    assert found.train == local.train and hub == ["sher222/persona-iterative-responses train"] * 2
+
+
+def test_a_hub_out_of_reach_is_one_line(
+    path: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load_dataset(name: str, split: str) -> None:
+        logging.getLogger("huggingface_hub").warning("Retrying")
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    edited(path, "[lora]", "download = true\n[lora]")
+    unreached = SimpleNamespace(load_dataset=load_dataset)
+    for stand_in, why in ((unreached, "Couldn't reach the Hub"), (None, "install `datasets`")):
+        monkeypatch.setitem(sys.modules, "datasets", stand_in)
+        code, out, err = small.popi(monkeypatch, capsys, "train", path, "--check")
+        assert (code, out) == (1, "") and err.count("\n") == 1 and why in err and "local file" in err, err
 
 
 @pytest.mark.parametrize(
@@ -110,6 +205,9 @@ def test_check_says_what_it_would_be_trained_on(
         ("most = 3", "most = 60", "nobody"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\nwide = true', "data.wide means nothing with data.file"),
         ('file = "roleplay.jsonl"', 'apart = "apart.json"', "file.toml: data.apart is for data.file, which is missing"),
+        ('file = "roleplay.jsonl"', 'download = true', "file.toml: data.download is for data.file, which is missing"),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\ndownload = true', "data.download is for a public name ("),
+        ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\ndownload = 1', "data.download must be true or false"),
         ('file = "roleplay.jsonl"', 'format = "elix"', "file.toml: data.format is for data.file, which is missing"),
         ('file = "roleplay.jsonl"', 'file = "roleplay.jsonl"\napart = "apart.json"\napart_format = "alginx"',
          "file.toml: data.apart_format is 'alginx'; it must be one of alignx, onestopenglish, corpus"),

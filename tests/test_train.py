@@ -703,3 +703,29 @@ def test_a_loss_that_is_not_a_number_stops_the_run(place: Path) -> None:
     with pytest.raises(PopiError, match="step 0: the loss is not a number"):
         train.run(trainer, place / "nan", until=3, minutes=None, tell=lambda *_: None)
     assert not (place / "nan" / train.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize(("bad", "good"), [(2, 2), (4, 3)])
+def test_a_run_that_meets_no_number_ends_in_one_line_and_goes_on_from_its_last_good_checkpoint(
+    place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, bad: int, good: int
+) -> None:
+    """``bad``: the step that a weight is spoilt in, the first after going on or a later one; ``good``: the step that
+    was saved last."""
+    out, kept = place / "nan", dict[Path, bytes]()
+    words, set_rates = ("train", place / "recipe.toml", "--out", out), train.Trainer.set_rates
+    assert popi(*words, "--until", 2)[0] == 0
+
+    def spoil(trainer: train.Trainer) -> None:
+        set_rates(trainer)
+        if trainer.step == bad:
+            kept.update({p: p.read_bytes() for p in out.glob("*.pt")})
+            with torch.no_grad():
+                trainer.roles.parameters("infer")[0][0, 0] = float("nan")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "set_rates", spoil)
+        code, said, err = popi(*words)
+    assert (code, said, err) == (1, "", f"popi: step {bad}: the loss is not a number; a lower train.lr may help\n")
+    assert out / train.CHECKPOINT in kept and kept == {p: p.read_bytes() for p in out.glob("*.pt")}
+    assert train.read_checkpoint(out / train.CHECKPOINT)["step"] == good
+    assert popi(*words)[0] == 0 and figures(out) == figures(place / "whole") and alike(out, place / "whole")

@@ -26,22 +26,17 @@ def checked(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
 
     Raises ConfigError where something held out would be trained on, ModelError for another base.
     """
-    from popi_edge.models.bases import BASES
     from popi_training import warm
 
     if recipe.data.world or recipe.data.file:
         return _people(recipe, where, settings)
     data = warm.load(recipe, where)
     base = _base(recipe, where, settings)
-    roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
-    starts = {r: warm.read_start(recipe, where, base, r) for r in roles} if base is not None else {}
-    named = {"infer": recipe.lora.start, "generate": recipe.lora.start_generate}
     kinds = {k: v for k, v in recipe.users.kinds.items() if v}
     return {
         "name": recipe.name,
         "method": recipe.method,
         "role": recipe.role,
-        "base": {"name": recipe.base.name, "sha256": recipe.base.sha256, "here": base is not None},
         "dimensions": data.train.dimensions,
         "prompts": len({p.prompt for pairs in data.train.pairs.values() for p in pairs}),
         "pairs": sum(len(pairs) for pairs in data.train.pairs.values()),
@@ -61,11 +56,23 @@ def checked(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
             "phrasings": _phrasings(data.heldout, data.heldout.dimensions)
             + _phrasings(data.corpus, [d for d in data.corpus.dimensions if d in data.splits.dimensions]),
         },
+        **_begun(recipe, where, base, {"corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN}),
+    }
+
+
+def _begun(recipe: Recipe, where: Path, base: Path | None, licences: dict[str, str]) -> dict[str, Any]:
+    """The base, the adapters that the roles start from, and the licences of data and base."""
+    from popi_edge.models.bases import BASES
+    from popi_training import warm
+
+    roles = ("infer", "generate") if recipe.method == "joint" else ("infer",)
+    starts = {r: warm.read_start(recipe, where, base, r) for r in roles} if base is not None else {}
+    named = {"infer": recipe.lora.start, "generate": recipe.lora.start_generate}
+    licence = BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN
+    return {
+        "base": {"name": recipe.base.name, "sha256": recipe.base.sha256, "here": base is not None},
         "start": {r: s.sha256 if (s := starts.get(r)) else UNKNOWN for r in roles if named[r]},
-        "licences": {
-            "corpus": "CC0-1.0" if not recipe.data.corpus else UNKNOWN,
-            "base": BASES[recipe.base.name].licence if recipe.base.name in BASES else UNKNOWN,
-        },
+        "licences": licences | {"base": licence},
     }
 
 
@@ -88,10 +95,12 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         people, loaded = list(found.train), found.loaded
         source = {
             "from": f"{recipe.data.file} ({loaded.format})", "people": len(people), "licence": loaded.licence,
+            "signals": sum(len(p.signals) for p in people), "pairs": sum(len(p.targets) for p in people),
             "dropped": {k: v for k, v in loaded.dropped.items() if v}, "sha256": loaded.sha256,
         }  # fmt: skip
         kept = {x.prompt for p in found.dev for x in p.targets}
-        held = {"parts": [], "prompts": len(kept), "people": len(found.dev)}
+        held = {"parts": [], "prompts": len(kept), "people": len(found.dev), "corpus": filed.corpus_here(),
+                "apart": recipe.data.apart}  # fmt: skip
         reader = warm.Reader.of(base) if base is not None else None
     some = people[:: max(1, len(people) // SAMPLED // t.batch)]
     sizes = [len(reader.prompt(p.signals)) for p in some] if reader is not None else []
@@ -100,6 +109,7 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
         "name": recipe.name, "method": recipe.method, "role": recipe.role, "source": source, "held_out": held,
         "steps": t.steps, "batch": t.batch, "users": users, "joint": _joint(recipe),
         "tokens": {"a_user": mean, "longest": max(sizes)} if sizes else None,
+        **({} if recipe.data.world else _begun(recipe, where, base, {"data": str(source["licence"])})),
     }  # fmt: skip
 
 
@@ -111,19 +121,43 @@ def text(found: dict[str, Any]) -> str:
 def _people_text(c: dict[str, Any]) -> str:
     source, held, joint = c["source"], c["held_out"], c["joint"]
     dropped = ", ".join(f"{v} {k}" for k, v in source["dropped"].items())
-    kept = ", ".join(held["parts"]) or f"{held['prompts']} prompts, {held['people']} people"
+    kept = ", ".join(held["parts"]) or f"{held['prompts']} prompts for development, {held['people']} people"
+    many = f"{source['people']:,} people"
+    if "pairs" in source:
+        many += f" with {source['signals']:,} signals, {source['pairs']:,} pairs"
     tokens, steady = c["tokens"], c["batch"] * c["steps"] == c["users"]  # a warm start may have more people a step
     spread = f"{c['batch']} a step x {c['steps']} steps = {c['users']:,}" if steady else f"{c['users']:,} in all steps"
     return "\n".join([
-        f"{c['name']}: {c['method']} of {c['role']}",
-        f"trained on   {source['from']}: {source['people']:,} people (licence: {source['licence']})",
+        f"{c['name']}: {c['method']} of {c['role']}{_on_base(c) if 'base' in c else ''}",
+        f"trained on   {source['from']}: {many} (licence: {source['licence']})",
+        *_starts(c.get("start", {})),
         *([f"left out     {dropped}"] if dropped else []),
         f"users        {spread}",
         f"{joint['schedule']:12} {joint['summaries']:,} summaries, {joint['dpo_pairs']:,} pairs for the generator",
         *([f"tokens       {tokens['a_user']:,} of signals a user; longest {tokens['longest']:,}"] if tokens else []),
         f"held out     {kept}",
-        "nothing that is held out is trained on",
+        _compared(held),
     ])  # fmt: skip
+
+
+def _compared(held: dict[str, Any]) -> str:
+    """What is known of an overlap between what is trained on and what is for measuring."""
+    if "apart" not in held:
+        return "nothing that is held out is trained on"
+    if held["apart"]:
+        own = "nothing that our own corpus holds out and " if held["corpus"] else ""
+        return f"{own}no evaluation prompt of {held['apart']} is trained on"
+    only = "only with what our own corpus holds out" if held["corpus"] else "with nothing"
+    return f"no evaluation file was named (data.apart): what is trained on was compared {only}"
+
+
+def _on_base(c: dict[str, Any]) -> str:
+    here = "" if c["base"]["here"] else ", not on this device yet: tokens are not counted"
+    return f" on {c['base']['name']} ({c['licences']['base']}{here})"
+
+
+def _starts(start: dict[str, str]) -> list[str]:
+    return [f"starts from  the {role} adapter {found[:12]}" for role, found in start.items()]
 
 
 def _joint(recipe: Recipe) -> dict[str, Any]:
@@ -192,16 +226,15 @@ def _refuse_few(recipe: Recipe, where: Path, most: int) -> None:
 
 
 def _corpus_text(c: dict[str, Any]) -> str:
-    held, tokens, base = c["held_out"], c["tokens"], c["base"]
-    here = "" if base["here"] else ", not on this device yet: tokens are not counted"
+    held, tokens = c["held_out"], c["tokens"]
     lines = [
-        f"{c['name']}: {c['method']} of {c['role']} on {base['name']} ({c['licences']['base']}{here})",
+        f"{c['name']}: {c['method']} of {c['role']}{_on_base(c)}",
         *textwrap.wrap(f"trained on   {len(c['dimensions'])} dimensions: {', '.join(c['dimensions'])}", 100,
                        subsequent_indent=" " * 13),
         f"             {c['prompts']} prompts, {c['pairs']} pairs, {c['phrasings']} phrasings "
         f"(corpus: {c['licences']['corpus']})",
         f"             signals: {', '.join(c['kinds'])}",
-        *(f"starts from  the {role} adapter {found[:12]}" for role, found in c["start"].items()),
+        *_starts(c["start"]),
         f"users        {c['batch']} a step x {c['steps']} steps = {c['users']:,}",
     ]  # fmt: skip
     if joint := c["joint"]:

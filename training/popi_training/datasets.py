@@ -128,6 +128,11 @@ class _Draw:
         return turn, generator(self.seed, "person", key).random(), name
 
 
+def public(name: str) -> str | None:
+    """The format that a public name, in whatever case, stands for."""
+    return next((f for f, known in PUBLIC.items() if known.casefold() == name.casefold()), None)
+
+
 def _source(name: str, split: str, allow_download: bool) -> tuple[records.Source, str | None]:
     """The rows, and the format if it is a public name that tells it; what lies on the disk under a name comes first."""
     try:
@@ -136,7 +141,7 @@ def _source(name: str, split: str, allow_download: bool) -> tuple[records.Source
         raise ConfigError(f"cannot read {name[:200]}: {e.strerror}") from None
     if here:
         return records.read(Path(name), split), None
-    known = next((f for f, public in PUBLIC.items() if public.casefold() == name.casefold()), None)
+    known = public(name)
     if known is None:
         raise ConfigError(f"{name}: no such file or folder, nor one of {', '.join(PUBLIC.values())}")
     if not allow_download:

@@ -59,15 +59,14 @@ def kept_apart(prompt: str) -> bool:
 
 
 def load(recipe: Recipe, where: Path) -> Filed:
-    """The people of ``data.file``. Raises ConfigError: no such file, nobody left, a prompt that ``data.apart`` has, a
-    held-out text of our own corpus, somebody with nothing to imitate where the recipe imitates."""
+    """The people of ``data.file``. Raises ConfigError: no such file, a public name that may not or cannot be
+    downloaded, nobody left, a prompt that ``data.apart`` has, a held-out text of our own corpus, somebody with nothing
+    to imitate where the recipe imitates."""
     j = recipe.joint
     wanted = j.pairs + (0 if j.shared_pairs else j.dpo_pairs)
-    name = recipe.data.file
-    path = beside(where, name, "data.file")
     loaded = datasets.load(
-        str(path) if path.exists() else name, recipe.data.format or "auto", seed=recipe.seed,
-        signals=recipe.users.most, targets=j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group),
+        _place(recipe, where), recipe.data.format or "auto", seed=recipe.seed, signals=recipe.users.most,
+        targets=j.pairs + (0 if j.shared_pairs else j.dpo_pairs * j.group), allow_download=recipe.data.download,
     )  # fmt: skip
     _refuse_heldout(loaded.people, where)
     parted = [(_only(person, dev=False), _only(person, dev=True)) for person in loaded.people]
@@ -87,6 +86,22 @@ def load(recipe: Recipe, where: Path) -> Filed:
     return Filed(tuple(train), tuple(dev), loaded)
 
 
+def _place(recipe: Recipe, where: Path) -> str:
+    """``data.file``: a path, or a public name. Raises ConfigError for a public name without ``data.download``, and for
+    that key with anything else."""
+    name, download = recipe.data.file, recipe.data.download
+    path = beside(where, name, "data.file")
+    place = str(path) if path.exists() else name
+    known = datasets.public(place)
+    if download and not known:
+        names = ", ".join(datasets.PUBLIC.values())
+        raise ConfigError(f"{where}: data.download is for a public name ({names}), not for {place:.200}")
+    if known and not download:
+        how = "is downloaded only with data.download = true; or give a local file of the same shape"
+        raise ConfigError(f"{where}: data.file: {datasets.PUBLIC[known]} {how}")
+    return place
+
+
 def _only(person: Person, *, dev: bool) -> Person:
     """A training person without a word on development prompts; a development person with targets on those alone."""
     targets = tuple(t for t in person.targets if kept_apart(t.prompt) == dev)
@@ -94,9 +109,14 @@ def _only(person: Person, *, dev: bool) -> Person:
     return replace(person, targets=targets, signals=signals)
 
 
+def corpus_here() -> bool:
+    """Whether our own corpus's held-out part is here to compare with; an installed package has none."""
+    return (corpora.FOLDER / corpora.HELDOUT).is_dir()
+
+
 def _refuse_heldout(people: Sequence[Person], where: Path) -> None:
     """Raises ConfigError naming the first prompt or reply of our own corpus's held-out part that somebody has."""
-    if not (corpora.FOLDER / corpora.HELDOUT).is_dir():  # an installed package has no corpus to measure on
+    if not corpus_here():
         return
     corpus = corpora.load(corpora.FOLDER, heldout=True)
     held = {same_text(t) for t in (*corpus.prompts.values(), *(t for p in corpus.pairs for t in p.replies.values()))}

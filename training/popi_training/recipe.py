@@ -35,8 +35,8 @@ class Data:
     name adds; ``later``: also with what was added to that after popi-smol 0.5.0. ``dimensions``: those trained on
     (empty: all that the split does not hold out). ``world``: instead of a corpus, the controlled world of popi-micro.
     ``file``: instead of a corpus, a data set by public name or file (``popi_training.datasets``) of a ``format``;
-    ``apart``: an evaluation file, of ``apart_format``, whose prompts must not be among those trained on (``corpus``:
-    the folder of a corpus, whose held-out prompts must not be)."""
+    ``download``: the public name may be downloaded. ``apart``: an evaluation file, of ``apart_format``, whose prompts
+    must not be among those trained on (``corpus``: the folder of a corpus, whose held-out prompts must not be)."""
 
     corpus: str = ""
     wide: bool = False
@@ -45,6 +45,7 @@ class Data:
     world: bool = False
     file: str = ""
     format: str = ""
+    download: bool = False
     apart: str = ""
     apart_format: str = "alignx"
 
@@ -258,7 +259,8 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         return float(value)
     elif isinstance(origin, type) and not isinstance(origin, types.GenericAlias) and type(value) is origin:
         return value
-    name = {str: "text", int: "a whole number", float: "a number", tuple: "a list"}.get(origin, "a table")
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
+    name = names.get(origin, "a table")
     raise ConfigError(f"{where}: {key} must be {name}, not {value!r:.40}")
 
 
@@ -332,7 +334,7 @@ def _check(r: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: data.{odd} means nothing with data.file")
     if r.data.later and not r.data.wide:
         raise ConfigError(f"{where}: data.later adds to data.wide, which is false")
-    if odd := next((k for k in ("apart", "format") if getattr(r.data, k) and not r.data.file), None):
+    if odd := next((k for k in ("apart", "format", "download") if getattr(r.data, k) and not r.data.file), None):
         raise ConfigError(f"{where}: data.{odd} is for data.file, which is missing")
     if r.data.apart_format not in FORMATS:
         raise ConfigError(

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,11 +79,16 @@ def fetch(name: str, split: str = "train") -> Source:
         hub: Any = importlib.import_module("datasets")
     except ImportError:
         raise ConfigError(f"{name}: install `datasets` (pip install datasets), or give a local file") from None
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # a hub out of reach is tried six times, with a paragraph of warning each
     try:
         table = hub.load_dataset(name, split=split)
     except Exception as e:  # the library's own, the network's, the file system's: whatever it was, it is one line here
         reason = next(iter(str(e).splitlines()), type(e).__name__)
         raise ConfigError(f"cannot load {name} ({split}): {reason}; give a local file instead") from None
+    finally:
+        log.setLevel(level)
     digest = hashlib.sha256()
     for row in table:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")

@@ -49,7 +49,7 @@ from popi_training.evaluate.metrics import Outcome, Values, comparisons, entry, 
 from popi_training.evaluate.run import short_margins
 from popi_training.joint import Joint
 from popi_training.loss import pair_logprobs
-from popi_training.people import Person
+from popi_training.people import Person, leaks
 from popi_training.roles import Roles
 from popi_training.rollout import rollout
 from popi_training.runfolder import RECIPE
@@ -156,6 +156,8 @@ def examined(
         "pairs": len(clusters),
         "prompts": len({t.prompt for p in own for t in p.targets}),
         "distinct_summaries": len(set(summary[:users])),
+        "truncated": float(np.mean([n >= trainer.reader.limits["summary_tokens"] for n in length["summary"]])),
+        "leak_rate": float(np.mean([leaks(z, p.signals) > 0 for z, p in zip(summary[:users], own, strict=True)])),
         "f1": {name: _f1(said[name][:users], truth) for name in ("summary", "warm_in_joint", "best_summary")},
         "rows": {n: [round(float(v), 4) for v in found[n].right] for n in ("summary", "warm_summary", "bayes")},
         "worth_rows": {n: [round(float(v), 4) for v in worths[n]] for n in ("summary", "warm_summary")},
@@ -285,7 +287,11 @@ def main() -> None:
 
 def text(table: dict[str, Any]) -> str:
     """A table for reading."""
-    lines = [f"{table['part']}: {table['users']} people, {table['distinct_summaries']} different summaries"]
+    lines = [
+        f"{table['part']}: {table['users']} people, {table['distinct_summaries']} different summaries; poles named, F1 "
+        f"{table['f1']['summary']:.2f}; as long as may be {table['truncated']:.2f}, with words in a row of the signals "
+        f"{table['leak_rate']:.2f}"
+    ]
     for name, c in table["conditions"].items():
         gap = table["gap_closed"].get(name, {}).get("accuracy")
         closed = "" if gap is None else f"  gap {gap:.2f}"

@@ -72,7 +72,8 @@ def _block(result: Mapping[str, Any], title: str) -> list[str]:
         f"{title}: {counts}",
         conditions_text(result),
         f"Summaries: {statuses}; {_count(result['distinct_summaries'], 'distinct text')}, "
-        f"{number(result['summary_tokens'], 1)} tokens on average.",
+        f"{number(result['summary_tokens'], 1)} tokens on average; as long as may be {number(result['truncated'], 2)}, "
+        f"with words in a row of the signals {number(result['leak_rate'], 2)}.",
         "",
         f"Where the shorter reply is the right one: {_count(shorter['pairs'], 'pair')}",
         conditions_text(shorter),

@@ -45,6 +45,7 @@ from popi_training.evaluate.conditions import (
 from popi_training.evaluate.data import Dataset, Row
 from popi_training.evaluate.journal import Journal, write_whole
 from popi_training.evaluate.metrics import Choice, Outcome, Values, comparisons, longer, table, wins
+from popi_training.people import leaks
 
 Advance = Callable[[str, int, int], None]
 """Told of progress: the stage, the work of the unit just done, the stage's whole work (both in tokens)."""
@@ -258,7 +259,8 @@ def _run(conditions: Sequence[str], untrained: Sequence[str], without: Sequence[
 
 def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequence[dict[str, Any]], seed: int,
              known: Mapping[str, Values], profile: bool, personas: Sequence[str]) -> dict[str, Any]:  # fmt: skip
-    """The tables in the contract's shape: all rows, the shorter-is-right rows and each persona apart."""
+    """The tables in the contract's shape: all rows, the shorter-is-right rows and each persona apart. ``truncated`` and
+    ``leak_rate``: the shares of summaries as long as may be, and with words in a row of their signals (``leaks``)."""
     lengths = [(len(r.chosen), len(r.rejected)) for r in rows]
     baselines = {"longer": longer(lengths), **known}
     clusters = [r.cluster for r in rows]
@@ -268,6 +270,8 @@ def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequen
         for p in personas
     }
     said = [s for s in summaries if s["text"]]
+    own = [(s["text"], user_signals(r, profile)) for r, s in zip(rows, summaries, strict=True) if s["text"]]
+    limit = prompts.spec()["limits"]["summary_tokens"]
     return {
         **table(results, baselines, clusters, range(len(rows)), seed=seed),
         "tests": comparisons(results, clusters, seed=seed),
@@ -277,6 +281,8 @@ def describe(rows: Sequence[Row], results: dict[str, Outcome], summaries: Sequen
         "distinct_summaries": len({s["text"] for s in said}),
         "statuses": dict(Counter(s["status"] for s in summaries)),
         "summary_tokens": sum(s["tokens"] for s in said) / len(said) if said else None,
+        "truncated": sum(s["tokens"] >= limit for s in said) / len(said) if said else None,
+        "leak_rate": sum(leaks(text, signals) > 0 for text, signals in own) / len(own) if own else None,
     }
 
 
