@@ -86,7 +86,7 @@ def _people(recipe: Recipe, where: Path, settings: Settings) -> dict[str, Any]:
     if recipe.data.world:
         people = [p for step in sampled for p in popi_micro.people(recipe, step)]
         users = sum(popi_micro.count(recipe, step) for step in range(t.steps))
-        source = {"from": "the controlled world", "people": users, "licence": "CC0-1.0", "dropped": {}}
+        source: dict[str, Any] = {"from": "the controlled world", "people": users, "licence": "CC0-1.0", "dropped": {}}
         parts = [p for p in world.SEEDS if p not in ("train", "dev")]
         held: dict[str, Any] = {"parts": parts, "prompts": None, "people": None}
         reader: warm.Reader | None = popi_micro.reader()
