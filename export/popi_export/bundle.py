@@ -56,8 +56,6 @@ OURS = {
     "50fed9b0e648aa0965cbd28db02c6ae0916942a9895bb6ac50601f31d0dc6530": "joint-269, generate",
 }
 """Adapters that were trained on our own corpus alone, by SHA-256: what starts from one is ours too."""
-BEGAN = {"infer": "start", "generate": "reference"}
-"""Under which role a checkpoint keeps what each role began as."""
 PACKAGES = ("popi-edge", "torch", "transformers", "peft", "gguf")
 Judge = Callable[[Mapping[str, Path]], Mapping[str, Any]]
 Layers = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -86,6 +84,7 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     """A run's folder, or the checkpoint in it. Raises ConfigError for a recipe that is not the checkpoint's or a base
     that devices do not know, ModelError for a damaged checkpoint or another base. Only this needs torch."""
     from popi_training.base import lora_layers
+    from popi_training.roles import BEGAN
     from popi_training.train import read_checkpoint, recipe_hash
 
     folder = path if path.is_dir() else path.parent
@@ -110,7 +109,7 @@ def read(path: Path, settings: Settings) -> Checkpoint:
     layers = {role: lora_layers(arrays) for role, arrays in state["adapters"].items()}
     moved = {role: found for role, found in layers.items() if any(b.any() for _, b in found.values())}
     trained = {role: moved[role] for role in ROLES if role in moved}
-    began = {role: moved[kept] for role, kept in BEGAN.items() if kept in moved}
+    began = {role: moved[kept] for kept, role in BEGAN.items() if kept in moved}
     commit, seconds = history(folder, state["step"])
     return Checkpoint(recipe, state["step"], state["made_from"], trained, began, base, file, commit, seconds)
 

@@ -42,10 +42,11 @@ import torch
 from popi_edge import config, prompts
 from popi_edge.cli.common import launch
 from popi_edge.errors import ConfigError, PopiError
+from popi_edge.signals import Signal
 from popi_training import objective, popi_micro, train, world
 from popi_training import recipe as recipes
 from popi_training.evaluate.conditions import CONDITIONS
-from popi_training.evaluate.metrics import Outcome, Values, comparisons, entry, gap_closed, longer
+from popi_training.evaluate.metrics import Outcome, Values, baseline, comparisons, entry, gap_closed, longer
 from popi_training.evaluate.run import short_margins
 from popi_training.joint import Joint
 from popi_training.loss import pair_logprobs
@@ -190,38 +191,39 @@ def _predicted(own: Sequence[Person], posteriors: Sequence[world.Values]) -> Out
 
 def _read(trainer: Joint, both: Sequence[Person], roles: Roles) -> Outcome:
     """People's targets behind their own signals, and behind those of the second half, who are their opposites."""
-    users = len(both) // 2
-    ours, theirs = (_behind(trainer, both[:users], both[k : k + users], roles) for k in (0, users))
-    read = trainer.reader.tokenizer
-    tokens = [len(read.encode(prompts.raw_system(p.signals, read))) for p in both[:users] for _ in p.targets]
+    users, read = len(both) // 2, trainer.reader.tokenizer
+    own, bare = both[:users], _behind(trainer, both[:users], [None] * users, roles, "reference")
+    ours, theirs = (
+        (_behind(trainer, own, [p.signals for p in both[k : k + users]], roles, "generate") - bare).double().numpy()
+        for k in (0, users)
+    )
+    tokens = [len(read.encode(prompts.raw_system(p.signals, read))) for p in own for _ in p.targets]
     return Outcome(ours, theirs, np.array(tokens, np.float64))
 
 
 @torch.no_grad()
-def _behind(trainer: Joint, people: Sequence[Person], others: Sequence[Person], roles: Roles) -> np.ndarray:
-    """m of everybody's targets behind another's signals, [people × targets], by ``generate`` of those roles."""
+def _behind(
+    trainer: Joint, people: Sequence[Person], told: Sequence[Sequence[Signal] | None], roles: Roles, role: str
+) -> torch.Tensor:
+    """log π(y⁺|x,s) − log π(y⁻|x,s) of everybody's targets behind the signals told of them, or none, by a role of
+    those, [people × targets]."""
     tokenizer = trainer.reader.tokenizer
-    asked = [(other.signals, t) for p, other in zip(people, others, strict=True) for t in p.targets]
-    found = []
-    for role, told in (("generate", True), ("reference", False)):
-        contexts = [prompts.generate_ids(tokenizer, t.prompt, signals=s if told else None) for s, t in asked]
-        replies = [(prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in asked]
-        with roles.playing(role) as model:
-            likely = [
-                pair_logprobs(model, contexts[i : i + TOGETHER], replies[i : i + TOGETHER], TOGETHER)
-                for i in range(0, len(asked), TOGETHER)
-            ]
-        found.append(torch.cat(likely))
-    m = (found[0][:, 0] - found[0][:, 1]) - (found[1][:, 0] - found[1][:, 1])
-    return m.double().numpy()
+    asked = [(signals, t) for p, signals in zip(people, told, strict=True) for t in p.targets]
+    contexts = [prompts.generate_ids(tokenizer, t.prompt, signals=signals) for signals, t in asked]
+    replies = [(prompts.reply_ids(tokenizer, t.chosen), prompts.reply_ids(tokenizer, t.rejected)) for _, t in asked]
+    with roles.playing(role) as model:
+        likely = torch.cat([
+            pair_logprobs(model, contexts[i : i + TOGETHER], replies[i : i + TOGETHER], TOGETHER)
+            for i in range(0, len(asked), TOGETHER)
+        ])
+    return likely[:, 0] - likely[:, 1]
 
 
 def _longer(trainer: Joint, own: Sequence[Person], clusters: Sequence[str], seed: int) -> dict[str, float | None]:
     """What who knows nobody has by the longer reply, in tokens."""
     encode = trainer.reader.tokenizer.encode
     right = longer([(len(encode(t.chosen)), len(encode(t.rejected))) for p in own for t in p.targets])
-    nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
-    return entry(right, clusters, seed) | nobody
+    return baseline(right, clusters, seed)
 
 
 def _outcome(trainer: Joint, own: Sequence[Person], texts: Sequence[str], role: str = "generate") -> Outcome:

@@ -109,6 +109,12 @@ def entry(values: Values, clusters: Sequence[str], seed: int, prefix: str = "") 
     return {name: mean(values), low: bounds[0], high: bounds[1]}
 
 
+def baseline(values: Values, clusters: Sequence[str], seed: int) -> dict[str, float | None]:
+    """The entry of a baseline that looks at nobody, so that it is the same for people of opposite taste."""
+    nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
+    return entry(values, clusters, seed) | nobody
+
+
 def table(
     outcomes: Mapping[str, Outcome],
     baselines: Mapping[str, Values],
@@ -127,10 +133,9 @@ def table(
             **entry(outcome.beats[pick], groups, seed, "contrast"),
             "tokens": mean(outcome.tokens[pick]),
         }
-    nobody = {"contrast": 0.5, "contrast_low": 0.5, "contrast_high": 0.5, "tokens": 0.0}
     return {
         "conditions": conditions,
-        "baselines": {name: entry(v[pick], groups, seed) | nobody for name, v in baselines.items()},
+        "baselines": {name: baseline(v[pick], groups, seed) for name, v in baselines.items()},
         "gap_closed": gaps(conditions),
         "pairs": len(rows),
         "prompts": len(set(groups)),
