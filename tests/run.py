@@ -1,7 +1,7 @@
 """The test command: ``python3 tests/run.py`` sets up everything in ``.cache/venv`` and runs lint, types and tests.
 
 Needs Python 3.11+ and, for llama-cpp-python (source only), a C++ compiler; the wheel it builds is kept in the user's
-cache folder and used again. More arguments go to pytest.
+cache folder and used again. More arguments go to pytest (``-n 0``: in this process).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
     run(python, "-m", "ruff", "check", ".")
     for platform in ("linux", "win32", "darwin"):
         run(python, "-m", "mypy", "--platform", platform)
-    run(python, "-m", "pytest", *sys.argv[1:])
+    workers = min(os.cpu_count() or 1, 4)
+    run(python, "-m", "pytest", "-n", str(workers), "--dist", "worksteal", *sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def server(base: Path) -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [sys.executable, "-W", "ignore", "-m", "llama_cpp.server", "--model", str(base), "--host", "127.0.0.1",
-               "--port", str(port), "--n_ctx", "1024", "--n_threads", "2", "--api_key", KEY]  # fmt: skip
+               "--port", str(port), "--n_ctx", "1024", "--n_threads", "1", "--api_key", KEY]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

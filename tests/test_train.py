@@ -33,6 +33,8 @@ from tests import tiny as make
 from tests import tiny_training as small
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
+more_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+"""On one core torch advises against two processes."""
 STEPS = 14
 Popi = Callable[..., tuple[int, str, str]]
 
@@ -554,6 +556,7 @@ def test_tensorboard_has_the_same_lines_and_can_be_absent(place: Path, monkeypat
     assert not (place / "without" / BOARD).exists() and figures(place / "without") == figures(out)[:2]
 
 
+@more_than_cores
 def test_processes_that_make_batches_change_no_number(place: Path) -> None:
     trainer = train.open_run(recipes.read(place / "recipe.toml"), place / "recipe.toml", config.load())
     train.run(trainer, place / "ahead", until=STEPS, minutes=None, tell=lambda *_: None, workers=2)
@@ -593,6 +596,7 @@ def test_a_process_that_makes_batches_may_begin_when_the_main_one_is_gone_alread
     assert late.communicate() == ("", "") and late.returncode == 1
 
 
+@more_than_cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_wrong_with_a_batch_is_one_line(
     place: Path, popi: Popi, monkeypatch: pytest.MonkeyPatch, workers: int
